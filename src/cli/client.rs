@@ -1,0 +1,242 @@
+//! The running daemon, as this program asks it: HTTP on the admin listener, with the token from the root's `.dirigent`.
+//!
+//! Only loopback is spoken to, so no proxy is used, and only the short questions have a time limit: a stream of events
+//! lasts as long as its run.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use eventsource_stream::Eventsource;
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use crate::cli::failure::{Failure, exit};
+use crate::cli::place::Place;
+use crate::daemon::home;
+use crate::fire::{Handle, RunId, RunStatus};
+use crate::overview::Overview;
+
+/// A daemon on this machine that does not even take the connection within this time will not.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest question lists ten thousand automations with their history.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+    pid: u32,
+}
+
+/// A run that was accepted.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Accepted {
+    pub run_id: RunId,
+    pub status: RunStatus,
+}
+
+/// An RFC 9457 document.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ProblemDocument {
+    title: String,
+    detail: String,
+    code: String,
+    #[serde(flatten)]
+    more: Map<String, Value>,
+}
+
+impl Client {
+    /// The daemon of this place; `None` when none runs.
+    ///
+    /// # Errors
+    /// When one runs and its token cannot be read.
+    pub fn of(place: &Place) -> Result<Option<Self>, Failure> {
+        let Some(info) = &place.daemon else { return Ok(None) };
+        let token = home::read_token(&place.root).ok_or_else(|| {
+            let path = place.root.join(home::DIR).join("token");
+            Failure::failed("no_token", format!("the daemon's admin token cannot be read from {}", path.display()))
+                .hint("only the user who started the daemon can read it")
+        })?;
+        // A second installation, by a library of the same process, is no harm.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()
+            .map_err(|error| Failure::failed("http", told(&error)))?;
+        Ok(Some(Self { http, base: format!("http://{}", reachable(&info.admin)), token, pid: info.pid }))
+    }
+
+    /// # Errors
+    /// `no_daemon` (exit 3) when none runs; as [`Self::of`].
+    pub fn needed(place: &Place, what: &str) -> Result<Self, Failure> {
+        Self::of(place)?.ok_or_else(|| Failure::no_daemon(what))
+    }
+
+    /// # Errors
+    /// As every question: the daemon does not answer, or refuses.
+    pub async fn overview(&self) -> Result<Overview, Failure> {
+        self.answer(self.http.get(self.url("/v1/automations"))).await
+    }
+
+    /// Run now. `input_json` is JSON text.
+    ///
+    /// # Errors
+    /// `busy` (with the active `runId`), `unknown_automation`, `invalid_manifest`; as [`Self::overview`].
+    pub async fn run(&self, handle: &Handle, input_json: Option<&str>) -> Result<Accepted, Failure> {
+        // The text goes through as it is: a number of twenty digits keeps all of them.
+        let input = input_json.map(serde_json::from_str::<&RawValue>).transpose();
+        let input = input.map_err(|error| Failure::usage(format!("the input is no JSON: {error}")))?;
+        let body = match input {
+            Some(input) => format!("{{\"input\":{input}}}"),
+            None => "{}".to_owned(),
+        };
+        self.answer(self.post(&format!("/v1/automations/{}/{}/run", handle.app, handle.automation)).body(body)).await
+    }
+
+    /// # Errors
+    /// `unknown_run`, `input_truncated`; as [`Self::run`].
+    pub async fn replay(&self, run: &RunId) -> Result<Accepted, Failure> {
+        self.answer(self.post(&format!("/v1/runs/{run}/replay")).body("{}")).await
+    }
+
+    /// # Errors
+    /// `unknown_run`, `not_open`; as [`Self::overview`].
+    pub async fn cancel(&self, run: &RunId) -> Result<(), Failure> {
+        let _: Value = self.answer(self.post(&format!("/v1/runs/{run}/cancel")).body("{}")).await?;
+        Ok(())
+    }
+
+    /// What happened to a run so far, then what happens, each as the JSON of a `RunEvent`. It may break off before the
+    /// run has ended; then ask again.
+    ///
+    /// # Errors
+    /// As [`Self::overview`].
+    pub async fn events(&self, run: &RunId) -> Result<impl Stream<Item = Value> + use<>, Failure> {
+        let request = self.http.get(self.url(&format!("/v1/runs/{run}/events"))).bearer_auth(&self.token);
+        let response = self.checked(request).await?;
+        let events = response.bytes_stream().eventsource();
+        // A broken stream ends; whoever reads it sees that the run has not.
+        Ok(events
+            .scan((), |(), event| std::future::ready(event.ok()))
+            .filter_map(|event| std::future::ready(serde_json::from_str(&event.data).ok())))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        self.http.post(self.url(path)).header(reqwest::header::CONTENT_TYPE, "application/json")
+    }
+
+    async fn answer<T: serde::de::DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, Failure> {
+        let response = self.checked(request.bearer_auth(&self.token).timeout(ANSWER_TIMEOUT)).await?;
+        response.json().await.map_err(|error| self.silent(&error))
+    }
+
+    async fn checked(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+        let response = request.send().await.map_err(|error| self.silent(&error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.unwrap_or_default();
+        Err(refused(status.as_u16(), &body))
+    }
+
+    fn silent(&self, error: &reqwest::Error) -> Failure {
+        let message = format!("the daemon (pid {}) does not answer at {}: {}", self.pid, self.base, told(error));
+        Failure::failed("daemon_silent", message)
+            .exit_with(exit::NO_DAEMON)
+            .hint("it may be stopping; otherwise restart it")
+    }
+}
+
+/// A refusal in the words of the problem document, or of the bare status.
+fn refused(status: u16, body: &[u8]) -> Failure {
+    let document: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
+    let message = [document.detail, document.title].into_iter().find(|text| !text.is_empty());
+    let message = message.unwrap_or_else(|| format!("the daemon answered with status {status}"));
+    let code = if document.code.is_empty() { "http" } else { document.code.as_str() };
+    let mut failure = Failure::failed(code, message);
+    let run = document.more.get("runId").and_then(Value::as_str).map(str::to_owned);
+    let more = document.more.into_iter().filter(|(name, _)| !matches!(name.as_str(), "type" | "status" | "instance"));
+    failure.more.extend(more);
+    match (failure.code.as_str(), run) {
+        ("busy", Some(run)) => {
+            let hint = format!("follow it with `dirigent logs {run} -f`, or stop it with `dirigent cancel {run}`");
+            failure.hint(hint)
+        }
+        ("invalid_manifest", _) => failure.hint("`dirigent validate` shows what is wrong with it"),
+        ("unknown_automation", _) => {
+            failure.hint("the daemon has not seen it (yet); `dirigent list` shows what it has")
+        }
+        ("unauthorized", _) => failure.hint("restart the daemon: its token and the one on disk differ"),
+        _ => failure,
+    }
+}
+
+/// Where to connect to a listener: one on all interfaces is also on this machine's own.
+fn reachable(admin: &str) -> String {
+    match admin.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => {
+            let loopback =
+                if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) };
+            SocketAddr::new(loopback, address.port()).to_string()
+        }
+        _ => admin.to_owned(),
+    }
+}
+
+/// An error with its causes, without the URL, which is named already.
+fn told(error: &reqwest::Error) -> String {
+    let mut causes = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = next {
+        causes.push(error.to_string());
+        next = error.source();
+    }
+    causes.pop().unwrap_or_else(|| error.to_string())
+}
+
+/// The JSON form of a run that was accepted and is not followed.
+pub fn accepted_json(accepted: &Accepted) -> Value {
+    json!({ "runId": accepted.run_id, "status": accepted.status })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_code_words_and_members() {
+        let body = json!({
+            "type": "about:blank", "title": "Conflict", "status": 409, "code": "busy",
+            "detail": "a run is active", "runId": "0190",
+        });
+        let failure = refused(409, body.to_string().as_bytes());
+        assert_eq!((failure.code.as_str(), failure.message.as_str(), failure.exit), ("busy", "a run is active", 1));
+        assert!(failure.hint.as_deref().is_some_and(|hint| hint.contains("cancel 0190")));
+        assert_eq!(failure.more, [("runId".to_owned(), json!("0190"))]);
+
+        let bare = refused(502, b"<html>");
+        assert_eq!((bare.code.as_str(), bare.message.as_str()), ("http", "the daemon answered with status 502"));
+    }
+
+    #[test]
+    fn a_listener_on_all_interfaces_is_reached_on_loopback() {
+        for (admin, reached) in [
+            ("127.0.0.1:7390", "127.0.0.1:7390"),
+            ("0.0.0.0:7390", "127.0.0.1:7390"),
+            ("[::]:7390", "[::1]:7390"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(reachable(admin), reached);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! History, straight from disk: every app's ledger, read side by side. Readers never block a writer.
+//!
+//! One ledger that cannot be read hides nothing of the others: it is told on stderr.
+
+use std::path::PathBuf;
+
+use crate::cli::failure::Failure;
+use crate::cli::output::warn;
+use crate::cli::place::Place;
+use crate::fire::{AppId, RunId};
+use crate::ledger::{self, LedgerError, Reader, RunQuery, RunRow};
+
+/// Run ids share their first digits with every run of the same seconds, so fewer characters mean nothing.
+const SHORTEST_ID: usize = 6;
+/// Rows that are read at once when ids are looked through.
+const PAGE: usize = 256;
+/// Names only the runs that an abbreviation could mean, in a message.
+const SHOWN_MATCHES: usize = 5;
+
+pub struct Ledgers {
+    readers: Vec<(AppId, Reader)>,
+}
+
+impl Ledgers {
+    /// Opens the ledgers of all apps, also of those whose code is gone.
+    ///
+    /// # Errors
+    /// When the folder that holds them cannot be read.
+    pub fn open(place: &Place) -> Result<Self, Failure> {
+        let home = place.data.as_ref().unwrap_or(&place.root);
+        let mut readers = Vec::new();
+        for (app, path) in files(home)? {
+            match Reader::open(&path) {
+                Ok(Some(reader)) => readers.push((app, reader)),
+                Ok(None) => {}
+                Err(error) => warn(format_args!("{app}: {error}")),
+            }
+        }
+        Ok(Self { readers })
+    }
+
+    /// Those runs of all apps (or of the one) that `query` asks for, newest first.
+    pub fn runs(&self, app: Option<&AppId>, query: &RunQuery) -> Vec<RunRow> {
+        let mut rows: Vec<RunRow> = self
+            .readers
+            .iter()
+            .filter(|(name, _)| app.is_none_or(|app| app == name))
+            .flat_map(|(name, reader)| told(name, reader.runs(query)).unwrap_or_default())
+            .collect();
+        // Ids rise with the time at which they were made.
+        rows.sort_by(|a, b| b.run_id.cmp(&a.run_id));
+        rows.truncate(query.limit);
+        rows
+    }
+
+    /// The run with this id, and the ledger that holds it.
+    pub fn find(&self, run: &RunId) -> Option<(&Reader, RunRow)> {
+        self.readers.iter().find_map(|(app, reader)| Some((reader, told(app, reader.run(run))??)))
+    }
+
+    /// The run that `text` means: its id, or at least six characters from the beginning or the end of it that no other
+    /// run has there.
+    ///
+    /// # Errors
+    /// `unknown_run`, `ambiguous`; wrong usage for a text that cannot be part of an id.
+    pub fn resolve(&self, text: &str) -> Result<(&Reader, RunRow), Failure> {
+        let wanted = text.to_ascii_lowercase();
+        let unknown = || {
+            Failure::failed("unknown_run", format!("there is no run {text:?}"))
+                .hint("`dirigent runs` lists them; history keeps what the manifest's `history.keep` says")
+        };
+        if let Ok(id) = RunId::new(&wanted) {
+            return self.find(&id).ok_or_else(unknown);
+        }
+        check_part(&wanted)?;
+        let mut found = Vec::new();
+        for (app, reader) in &self.readers {
+            let ids = told(app, ids_with(reader, &wanted)).unwrap_or_default();
+            found.extend(ids.into_iter().map(|id| (app, reader, id)));
+        }
+        match found.as_slice() {
+            [] => Err(unknown()),
+            [(app, reader, id)] => {
+                let row = told(app, reader.run(id)).flatten().ok_or_else(unknown)?;
+                Ok((reader, row))
+            }
+            several => {
+                let shown: Vec<&str> = several.iter().take(SHOWN_MATCHES).map(|(_, _, id)| id.as_str()).collect();
+                let more = if several.len() > shown.len() { ", …" } else { "" };
+                Err(Failure::failed("ambiguous", format!("{text:?} could be any of {}{more}", shown.join(", ")))
+                    .hint("the last characters of an id are the ones that differ"))
+            }
+        }
+    }
+}
+
+/// Page by page, so that a long history is never held as a whole.
+fn ids_with(reader: &Reader, part: &str) -> Result<Vec<RunId>, LedgerError> {
+    let mut found = Vec::new();
+    let mut query = RunQuery { limit: PAGE, ..RunQuery::default() };
+    loop {
+        let page: Vec<RunId> = reader.runs(&query)?.into_iter().map(|row| row.run_id).collect();
+        let Some(last) = page.last().cloned() else {
+            return Ok(found);
+        };
+        found.extend(page.into_iter().filter(|id| is_part(id.as_str(), part)));
+        query.before = Some(last);
+    }
+}
+
+/// The beginning or the end of an id; a person need not type its hyphens.
+fn is_part(id: &str, part: &str) -> bool {
+    if id.starts_with(part) || id.ends_with(part) {
+        return true;
+    }
+    let (id, part) = (id.replace('-', ""), part.replace('-', ""));
+    id.starts_with(&part) || id.ends_with(&part)
+}
+
+fn check_part(part: &str) -> Result<(), Failure> {
+    let digits = part.bytes().filter(u8::is_ascii_hexdigit).count();
+    if digits < SHORTEST_ID || !part.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
+        return Err(Failure::usage(format!("{part:?} is no run id, nor {SHORTEST_ID} or more characters of one"))
+            .hint("`dirigent runs` lists them"));
+    }
+    Ok(())
+}
+
+/// `<home>/<app>/runtime.sqlite` of every app, in the order of their names.
+fn files(home: &std::path::Path) -> Result<Vec<(AppId, PathBuf)>, Failure> {
+    let entries = match std::fs::read_dir(home) {
+        Ok(entries) => entries,
+        // A data folder that no daemon has written to yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io(home.display(), &error)),
+    };
+    let mut files: Vec<(AppId, PathBuf)> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let app = AppId::new(entry.file_name().to_str()?).ok()?;
+            let path = entry.path().join(ledger::FILE);
+            path.is_file().then_some((app, path))
+        })
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn told<T>(app: &AppId, read: Result<T, LedgerError>) -> Option<T> {
+    read.inspect_err(|error| warn(format_args!("{app}: {error}"))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_known_by_either_end() {
+        let id = "01900000-0000-7000-8000-0123456789ab";
+        for (part, is) in [
+            ("019000", true),
+            ("01900000-00", true),
+            ("0190000000", true),
+            ("6789ab", true),
+            ("8000-0123456789ab", true),
+            ("80000123456789ab", true),
+            ("7000-8000", false),
+            ("6789ac", false),
+        ] {
+            assert_eq!(is_part(id, part), is, "{part}");
+        }
+    }
+
+    #[test]
+    fn too_little_of_an_id_is_wrong_usage() {
+        for (part, fine) in
+            [("6789ab", true), ("6789a", false), ("6-7-8-9-a", false), ("hello-there", false), ("", false)]
+        {
+            assert_eq!(check_part(part).is_ok(), fine, "{part}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The command line: one command per file, with its arguments and help on top. Nothing is decided here; commands ask the
+//! daemon that runs, or read the disk and the ledgers as it does.
+//!
+//! Words: a command works at a [`place::Place`] (root, ledgers, daemon); it ends with an exit code or a
+//! [`failure::Failure`]. Results go to stdout, everything else to stderr. With `--json`, stdout has one JSON document or
+//! JSON lines, with instants as RFC 3339 in UTC; for people, times are local and say their offset.
+//!
+//! | file | commands |
+//! |---|---|
+//! | `serve` | `serve` |
+//! | `run`, `follow` | `run`, `replay`, and the telling of a run |
+//! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
+//! | `runs`, `trace`, `logs`, `ledgers` | what happened |
+//! | `new`, `toggle` | `new`, `enable`, `disable` |
+//! | `cancel`, `client` | asking the daemon |
+//! | `types` | `types`, `schema`, `completions` |
+//! | `place`, `failure`, `output`, `times` | shared by all of them |
+
+mod cancel;
+mod client;
+mod ctx_members;
+mod failure;
+mod follow;
+mod ledgers;
+mod list;
+mod logs;
+mod new;
+mod next;
+mod output;
+mod place;
+mod run;
+mod runs;
+mod serve;
+mod times;
+mod toggle;
+mod trace;
+mod types;
+mod validate;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use failure::{Failure, Outcome, exit};
+use place::{Place, absolute};
+
+/// Runs automations that live in app folders: on a schedule, by webhook, by hand.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dirigent",
+    version,
+    max_term_width = 100,
+    after_help = "\
+A first automation:
+  dirigent new auto.hello/first
+  dirigent run auto.hello/first
+  dirigent enable auto.hello/first
+  dirigent serve
+
+Exit codes: 0 fine, 1 the thing failed, 2 wrong usage, 3 the daemon is needed and does not run,
+75 another daemon holds the root. Colour only on a terminal; NO_COLOR is honoured."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The folder that holds the app folders [default: the nearest parent with .dirigent, else the current folder]
+    #[arg(long, global = true, value_name = "DIR", env = "DIRIGENT_ROOT", hide_env_values = true)]
+    root: Option<PathBuf>,
+    /// Keep ledgers and app data in this folder instead of the app folders
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Print JSON: one document, or lines for streams
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Run(run::RunArgs),
+    List(list::ListArgs),
+    Validate(validate::ValidateArgs),
+    Next(next::NextArgs),
+    Runs(runs::RunsArgs),
+    Trace(trace::TraceArgs),
+    Logs(logs::LogsArgs),
+    Cancel(cancel::CancelArgs),
+    Replay(run::ReplayArgs),
+    New(new::NewArgs),
+    /// Switches an automation on: its triggers fire
+    Enable(toggle::ToggleArgs),
+    /// Switches an automation off: its triggers fire no more
+    Disable(toggle::ToggleArgs),
+    Types(types::TypesArgs),
+    Schema(types::SchemaArgs),
+    Completions(types::CompletionsArgs),
+}
+
+/// Runs the command line of this process and gives its exit code.
+pub fn main() -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return i32::from(refuse_usage(&error)),
+    };
+    let json = cli.global.json;
+    let code = dispatch(cli).unwrap_or_else(|failure| {
+        if !failure.is_closed_pipe() {
+            output::report(&failure, json);
+        }
+        failure.exit
+    });
+    i32::from(code)
+}
+
+/// Help and version are what was asked for; everything else is wrong usage.
+fn refuse_usage(error: &clap::Error) -> u8 {
+    // The command line was not understood, so the flag is looked for by hand.
+    let json = std::env::args_os().any(|arg| arg == OsStr::new("--json"));
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if json && !asked {
+        let text = error.to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let message = lines.next().unwrap_or("wrong usage").trim_start_matches("error: ").to_owned();
+        output::report(&Failure::usage(message).hint("`dirigent help` shows all commands and flags"), true);
+    } else {
+        // With its stream closed there is nobody to tell.
+        let _ = error.print();
+    }
+    if asked { exit::FINE } else { exit::USAGE }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let Cli { global, command } = cli;
+    let place = || Place::find(global.root.as_deref(), global.data.as_deref(), global.json);
+    match command {
+        Command::Serve(args) => {
+            start_log("info");
+            let asked = args.root(global.root.as_deref())?;
+            // A root that was named is served as it is named; otherwise the usual search applies.
+            let root = match asked {
+                Some(root) => absolute(&root)?,
+                None => place()?.root,
+            };
+            let data = global.data.as_deref().map(absolute).transpose()?;
+            block_on(serve::serve(root, data, global.json, &args))
+        }
+        Command::Run(args) => with_log(async { run::run(&place()?, args).await }),
+        Command::Replay(args) => with_log(async { run::replay(&place()?, args).await }),
+        Command::Cancel(args) => block_on(async { cancel::cancel(&place()?, &args).await }),
+        Command::List(args) => block_on(async { list::list(&place()?, args).await }),
+        Command::Validate(args) => with_log(async { validate::validate(&place()?, args).await }),
+        Command::Logs(args) => block_on(async { logs::logs(&place()?, &args).await }),
+        Command::Next(args) => {
+            // An expression alone is asked about from anywhere.
+            let place = if args.needs_root() { place()? } else { Place::nowhere(global.json) };
+            next::next(&place, &args)
+        }
+        Command::Runs(args) => runs::runs(&place()?, &args),
+        Command::Trace(args) => trace::trace(&place()?, &args),
+        Command::New(args) => new::new(&place()?, &args),
+        Command::Enable(args) => toggle::toggle(&place()?, &args, true),
+        Command::Disable(args) => toggle::toggle(&place()?, &args, false),
+        Command::Types(_) => types::types(global.json),
+        Command::Schema(_) => types::schema(),
+        Command::Completions(args) => types::completions(&args, global.json),
+    }
+}
+
+fn block_on(work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::io("the runtime cannot be started", &error))?;
+    let outcome = runtime.block_on(work);
+    // A blocked thread, such as one that waits for stdin, must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// For commands that run handlers here: trouble of the machinery is told, its routine is not.
+fn with_log(work: impl Future<Output = Outcome>) -> Outcome {
+    start_log("warn");
+    block_on(work)
+}
+
+/// The log goes to stderr. `DIRIGENT_LOG`, else `RUST_LOG`, sets what is told; a filter that cannot be read is passed
+/// over, because a log setting must not keep a daemon from starting.
+fn start_log(default: &str) {
+    let setting =
+        ["DIRIGENT_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|s| !s.is_empty()));
+    let filter = setting.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
+    let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
+    // A second subscriber in one process is a test's; the first one stays.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_for_all_commands_stand_before_or_after_them() {
+        for line in [
+            "dirigent --json --root /r list",
+            "dirigent list --json --root /r",
+            "dirigent serve /r --admin 127.0.0.1:0 --json",
+            "dirigent run a/x --input -",
+            "dirigent run x --input {}",
+            "dirigent runs x --status error --status ok --since 7d --dead -n 3",
+            "dirigent next --expr * --tz UTC -n 1",
+            "dirigent new a/x --cron * --cron * --tz UTC --webhook --template agent",
+            "dirigent logs 012345 -f",
+            "dirigent completions zsh",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        for line in [
+            "dirigent",
+            "dirigent next",
+            "dirigent next a/x --expr *",
+            "dirigent next a/x --tz UTC",
+            "dirigent new a/x --tz UTC",
+            "dirigent run",
+            "dirigent runs --status failed",
+            "dirigent serve --admin nowhere",
+            "dirigent webhook",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! The functional core: every scheduling decision, and nothing else.
+//!
+//! [`State::on_event`] is the only place where scheduling state advances. It takes one [`Event`] and the wall clock, and
+//! returns the [`Effect`]s that the daemon is to perform, in order. It is plain synchronous code: no clock, no files, no
+//! SQLite, no V8, no tokio; even the source of run ids is handed in. So every decision can be tested with a table and a
+//! virtual clock.
+//!
+//! A fire enters the core three times: when it is asked for (and [`Effect::OpenRun`] writes its row), when its row is
+//! written (and [`Effect::Launch`] starts it), and when it has ended ([`Effect::CloseRun`]). A completion of a run that
+//! is not known any more changes nothing.
+
+pub mod admission;
+pub mod cron;
+pub mod disk;
+pub mod manifest;
+pub mod registry;
+pub mod run;
+pub mod schedule;
+mod transitions;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::core::admission::Admission;
+use crate::core::disk::DiskBatch;
+use crate::core::manifest::{HistoryKeep, Manifest, Trigger};
+use crate::core::registry::{Change, Registry};
+use crate::core::run::{NewRun, RunEnd, RunSpec};
+use crate::core::schedule::{Schedule, Watermark};
+use crate::fire::{
+    AppId, AutomationId, EpochMs, ErrorCode, Handle, Problem, RunId, RunStatus, TriggerInfo, TriggerOrigin,
+};
+
+/// `ctx.invoke` nests at most this deep.
+pub const MAX_INVOKE_DEPTH: u32 = 8;
+/// A chain of failure handlers is at most this long.
+pub const MAX_FAILURE_DEPTH: u32 = 3;
+/// `{days}` histories are swept this often.
+const SWEEP_EVERY_MS: i64 = 3_600_000;
+
+/// Names the caller that an [`Answer`] is for; chosen by the daemon.
+pub type Token = u64;
+
+/// What happened. The one closed list of inputs.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "an event is moved once; a box would cost an allocation for each")]
+pub enum Event {
+    DiskChanged(DiskBatch),
+    /// The timer fired, or the clock was looked at.
+    ClockChecked,
+    LedgerRecovered {
+        app: AppId,
+        found: Recovered,
+    },
+    FireRequested(FireRequest),
+    CancelRequested {
+        run: RunId,
+        why: ErrorCode,
+        token: Option<Token>,
+    },
+    /// The ledger's answer to [`Effect::OpenRun`].
+    RunOpened {
+        run: RunId,
+        result: Result<Recorded, String>,
+    },
+    /// The ledger's answer to [`Effect::StartRun`].
+    RunStarted {
+        run: RunId,
+        result: Result<(), String>,
+    },
+    RunEnded {
+        run: RunId,
+        end: RunEnd,
+    },
+    /// From now on nothing new is fired; what is open is left to end.
+    Stopping,
+}
+
+/// What a ledger held when it was first opened.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Rows that were `running`: their owner is gone.
+    pub running: Vec<NewRun>,
+    /// Rows that were `queued`, oldest first.
+    pub queued: Vec<NewRun>,
+    pub watermarks: Vec<(AutomationId, String, EpochMs)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    Inserted,
+    /// This cron instant has a row already, or had one.
+    Duplicate,
+}
+
+/// A fire that somebody asks for.
+#[derive(Debug, Clone)]
+pub struct FireRequest {
+    pub handle: Handle,
+    pub origin: TriggerOrigin,
+    pub trigger: TriggerInfo,
+    pub input_json: Option<String>,
+    /// The run that invokes it.
+    pub parent: Option<RunId>,
+    /// Its row must survive power loss before it is answered.
+    pub synced: bool,
+    /// Told when the row is written, or why there is none.
+    pub opened: Option<Token>,
+    /// Told when the run has ended and that is written.
+    pub ended: Option<Token>,
+}
+
+/// What is told to a caller.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    Accepted {
+        run: RunId,
+        status: RunStatus,
+    },
+    Busy {
+        active: RunId,
+    },
+    /// There is no such automation.
+    Unknown,
+    /// Its manifest is invalid and was never valid.
+    Unrunnable {
+        problems: Vec<Problem>,
+    },
+    /// Too deep, or a cycle.
+    Refused {
+        message: String,
+    },
+    /// The ledger did not take it.
+    NotRecorded {
+        message: String,
+    },
+    Stopping,
+    Ended(RunEnd),
+    Cancelling,
+    /// There is no such open run.
+    NotOpen,
+}
+
+/// What is to be done. The one closed list of outputs, to be performed in order.
+#[derive(Debug)]
+pub enum Effect {
+    RecoverLedger {
+        app: AppId,
+    },
+    CloseLedger {
+        app: AppId,
+    },
+    SetWatermarks {
+        app: AppId,
+        marks: Vec<(AutomationId, String, EpochMs)>,
+    },
+    /// Write the row; then [`Event::RunOpened`].
+    OpenRun {
+        run: NewRun,
+        synced: bool,
+    },
+    /// `queued` becomes `running`; then [`Event::RunStarted`].
+    StartRun {
+        run: RunId,
+        handle: Handle,
+        at: EpochMs,
+    },
+    Launch(RunSpec),
+    AbortRun {
+        run: RunId,
+        why: ErrorCode,
+    },
+    CloseRun {
+        run: RunId,
+        handle: Handle,
+        end: RunEnd,
+        keep: HistoryKeep,
+        retry: Option<NewRun>,
+        ended: Option<Token>,
+    },
+    SweepHistory {
+        handle: Handle,
+        keep: HistoryKeep,
+    },
+    Answer {
+        token: Token,
+        answer: Answer,
+    },
+    /// Something an operator should know.
+    Notice(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its row is being written; `launch`: as `running`.
+    Opening {
+        launch: bool,
+    },
+    /// In its automation's lane.
+    Waiting,
+    /// A retry before its time.
+    Delayed,
+    /// In the line for a slot.
+    Ready,
+    /// Its row is being set to `running`.
+    Starting,
+    Running,
+}
+
+#[derive(Debug)]
+struct Run {
+    row: NewRun,
+    handle: Handle,
+    manifest: Arc<Manifest>,
+    depth: u32,
+    phase: Phase,
+    holds_slot: bool,
+    /// Children that it waits for.
+    children: u32,
+    /// Why it is being cancelled.
+    ending: Option<ErrorCode>,
+    opened: Option<Token>,
+    ended: Option<Token>,
+}
+
+/// One open run, for whoever looks.
+#[derive(Debug, Clone)]
+pub struct OpenRun {
+    pub run: RunId,
+    pub handle: Handle,
+    /// It runs, or is about to: it does not wait for anything but its ledger.
+    pub active: bool,
+}
+
+/// All scheduling state. See the module text.
+pub struct State {
+    pub registry: Registry,
+    pub schedule: Schedule,
+    admission: Admission,
+    runs: HashMap<RunId, Run>,
+    delayed: BinaryHeap<Reverse<(EpochMs, RunId)>>,
+    /// Apps that were there when the daemon started and whose ledger has not been read yet: only they can have missed
+    /// something.
+    cold: HashSet<AppId>,
+    scheduling: bool,
+    seen_full_scan: bool,
+    stopping: bool,
+    next_sweep: Option<EpochMs>,
+    new_id: Box<dyn FnMut(EpochMs) -> RunId + Send>,
+}
+
+impl State {
+    /// `slots`: how many isolates may run at once. `new_id` makes run ids, unique and rising with the time given.
+    /// Without `scheduling` nothing is armed and no ledger is recovered: for a process that runs what it is asked to and
+    /// owns nothing else.
+    pub fn new(slots: usize, scheduling: bool, new_id: Box<dyn FnMut(EpochMs) -> RunId + Send>) -> Self {
+        Self {
+            registry: Registry::default(),
+            schedule: Schedule::default(),
+            admission: Admission::new(slots),
+            runs: HashMap::new(),
+            delayed: BinaryHeap::new(),
+            cold: HashSet::new(),
+            scheduling,
+            seen_full_scan: false,
+            stopping: false,
+            next_sweep: None,
+            new_id,
+        }
+    }
+
+    /// Advances by one event. `now` is the wall clock.
+    pub fn on_event(&mut self, now: EpochMs, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::DiskChanged(batch) => self.on_disk(now, batch, &mut effects),
+            Event::ClockChecked => self.on_clock(now, &mut effects),
+            Event::LedgerRecovered { app, found } => self.on_recovered(now, &app, found, &mut effects),
+            Event::FireRequested(request) => self.on_request(now, request, &mut effects),
+            Event::CancelRequested { run, why, token } => {
+                let found = self.cancel(now, &run, why, &mut effects);
+                if let Some(token) = token {
+                    let answer = if found { Answer::Cancelling } else { Answer::NotOpen };
+                    effects.push(Effect::Answer { token, answer });
+                }
+            }
+            Event::RunOpened { run, result } => self.on_opened(now, &run, result, &mut effects),
+            Event::RunStarted { run, result } => self.on_started(now, &run, result, &mut effects),
+            Event::RunEnded { run, end } => self.on_ended(now, &run, end, &mut effects),
+            Event::Stopping => self.stopping = true,
+        }
+        self.serve_ready(now, &mut effects);
+        effects
+    }
+
+    /// When the core wants to look at the clock next, if nothing else happens before.
+    pub fn next_deadline(&mut self) -> Option<EpochMs> {
+        if self.stopping {
+            return None;
+        }
+        let delayed = self.delayed.peek().map(|Reverse((at, _))| *at);
+        [self.schedule.next_deadline(), delayed, self.next_sweep].into_iter().flatten().min()
+    }
+
+    /// Every run that has not ended.
+    pub fn open_runs(&self) -> impl Iterator<Item = OpenRun> + '_ {
+        self.runs.iter().map(|(id, run)| OpenRun {
+            run: id.clone(),
+            handle: run.handle.clone(),
+            active: matches!(run.phase, Phase::Opening { launch: true } | Phase::Starting | Phase::Running),
+        })
+    }
+
+    /// Slots in use and in all; runs waiting for a slot, and in their lanes.
+    pub fn load(&self) -> ((usize, usize), (usize, usize)) {
+        (self.admission.slots(), self.admission.waiting())
+    }
+
+    fn on_disk(&mut self, now: EpochMs, batch: DiskBatch, effects: &mut Vec<Effect>) {
+        let cold_start = batch.full && !self.seen_full_scan;
+        self.seen_full_scan |= batch.full;
+        let mut marks: HashMap<AppId, Vec<Watermark>> = HashMap::new();
+        let changes = self.registry.apply(batch);
+        if !self.scheduling {
+            return;
+        }
+        for change in changes {
+            match change {
+                Change::AppAdded(app) => {
+                    if cold_start {
+                        self.cold.insert(app.clone());
+                    }
+                    effects.push(Effect::RecoverLedger { app });
+                }
+                Change::AppRemoved(app) => {
+                    self.cold.remove(&app);
+                    effects.push(Effect::CloseLedger { app });
+                }
+                Change::Added(handle) | Change::Changed(handle) => {
+                    let manifest = self.registry.get(&handle).and_then(|a| a.manifest.clone()).filter(|m| m.enabled);
+                    let fresh = self.schedule.follow(&handle, manifest.as_deref(), now);
+                    // A cold app's watermarks are in its ledger, which is not read yet.
+                    if !self.cold.contains(&handle.app) {
+                        marks.entry(handle.app).or_default().extend(fresh);
+                    }
+                }
+                Change::Removed(handle) => {
+                    self.schedule.follow(&handle, None, now);
+                }
+            }
+        }
+        self.set_watermarks(marks.into_values().flatten(), effects);
+        let keeps_days = |m: &Arc<Manifest>| matches!(m.keep, HistoryKeep::Days(_));
+        if self.next_sweep.is_none() && self.registry.automations().any(|a| a.manifest.as_ref().is_some_and(keeps_days))
+        {
+            self.next_sweep = Some(now + SWEEP_EVERY_MS);
+        }
+    }
+
+    fn on_clock(&mut self, now: EpochMs, effects: &mut Vec<Effect>) {
+        if self.stopping {
+            return;
+        }
+        for fire in self.schedule.due(now) {
+            self.fire_cron(now, fire, effects);
+        }
+        while let Some(Reverse((at, _))) = self.delayed.peek()
+            && *at <= now
+            && let Some(Reverse((_, run))) = self.delayed.pop()
+        {
+            self.enter_lane(&run);
+        }
+        if self.next_sweep.is_some_and(|at| at <= now) {
+            self.next_sweep = None;
+            for automation in self.registry.automations() {
+                let Some(manifest) = &automation.manifest else { continue };
+                if let HistoryKeep::Days(_) = manifest.keep {
+                    self.next_sweep = Some(now + SWEEP_EVERY_MS);
+                    effects.push(Effect::SweepHistory { handle: automation.handle.clone(), keep: manifest.keep });
+                }
+            }
+        }
+    }
+
+    fn on_recovered(&mut self, now: EpochMs, app: &AppId, found: Recovered, effects: &mut Vec<Effect>) {
+        for row in found.running {
+            // Ours: the app's folder was away for a moment.
+            if self.runs.contains_key(&row.run_id) {
+                continue;
+            }
+            let message = "the daemon that ran it is gone";
+            self.conclude(now, &row, RunEnd::error(ErrorCode::Interrupted, message, now), None, effects);
+        }
+        for row in found.queued {
+            self.requeue(now, row, effects);
+        }
+        if self.cold.remove(app) {
+            let (fires, fresh) = self.schedule.recover(app, &found.watermarks, now);
+            self.set_watermarks(fresh.into_iter(), effects);
+            for fire in fires {
+                self.fire_cron(now, fire, effects);
+            }
+        }
+    }
+
+    fn set_watermarks(&self, marks: impl Iterator<Item = Watermark>, effects: &mut Vec<Effect>) {
+        let mut by_app: std::collections::BTreeMap<AppId, Vec<(AutomationId, String, EpochMs)>> = Default::default();
+        for mark in marks {
+            by_app.entry(mark.handle.app).or_default().push((mark.handle.automation, mark.key, mark.at));
+        }
+        effects.extend(by_app.into_iter().map(|(app, marks)| Effect::SetWatermarks { app, marks }));
+    }
+
+    fn on_request(&mut self, now: EpochMs, request: FireRequest, effects: &mut Vec<Effect>) {
+        let answer = match self.check_request(&request) {
+            Ok(manifest) => {
+                self.admit(now, request, manifest, effects);
+                return;
+            }
+            Err(answer) => answer,
+        };
+        if let Some(token) = request.opened {
+            effects.push(Effect::Answer { token, answer });
+        }
+    }
+
+    fn check_request(&self, request: &FireRequest) -> Result<Arc<Manifest>, Answer> {
+        if self.stopping {
+            return Err(Answer::Stopping);
+        }
+        let automation = self.registry.get(&request.handle).ok_or(Answer::Unknown)?;
+        let Some(manifest) = &automation.manifest else {
+            return Err(Answer::Unrunnable { problems: self.registry.problems_of(automation) });
+        };
+        if let Some(parent) = &request.parent {
+            let Some(parent) = self.runs.get(parent).filter(|p| p.ending.is_none()) else {
+                return Err(Answer::Refused { message: "the invoking run has ended".to_owned() });
+            };
+            let chain = self.chain(parent);
+            if chain.contains(&&request.handle) {
+                let names: Vec<String> =
+                    chain.iter().rev().map(|h| h.to_string()).chain([request.handle.to_string()]).collect();
+                return Err(Answer::Refused { message: format!("invoke cycle: {}", names.join(" -> ")) });
+            }
+            if parent.depth >= MAX_INVOKE_DEPTH {
+                return Err(Answer::Refused { message: format!("invoke depth is over {MAX_INVOKE_DEPTH}") });
+            }
+        }
+        Ok(Arc::clone(manifest))
+    }
+
+    /// The handles from a run up to the one that nobody invoked.
+    fn chain<'a>(&'a self, run: &'a Run) -> Vec<&'a Handle> {
+        let mut chain = vec![&run.handle];
+        let mut above = run.row.parent_run_id.as_ref();
+        while let Some(parent) = above.and_then(|id| self.runs.get(id)) {
+            chain.push(&parent.handle);
+            above = parent.row.parent_run_id.as_ref();
+        }
+        chain
+    }
+}
+
+impl NewRun {
+    fn from_request(request: &FireRequest, run_id: RunId, now: EpochMs) -> Self {
+        Self {
+            run_id,
+            app_id: request.handle.app.clone(),
+            automation_id: request.handle.automation.clone(),
+            status: RunStatus::Queued,
+            origin: request.origin,
+            trigger: request.trigger.clone(),
+            scheduled_for: request.trigger.scheduled_for,
+            input_json: request.input_json.clone(),
+            parent_run_id: request.parent.clone(),
+            retry_of: None,
+            attempt: 1,
+            handler_hash: None,
+            queued_at: now,
+            started_at: None,
+            ended_at: None,
+            summary: None,
+            error: None,
+        }
+    }
+}
+
+/// How many cron triggers of a manifest there are; the order is that of [`Schedule::next_fires`].
+pub fn cron_triggers(manifest: &Manifest) -> impl Iterator<Item = &manifest::CronTrigger> {
+    manifest.triggers.iter().filter_map(|t| match t {
+        Trigger::Cron(cron) => Some(cron),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

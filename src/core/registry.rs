@@ -1,0 +1,450 @@
+//! What is registered: the automations of every app, as the disk last told, and what is wrong with them.
+//!
+//! The registry is a function of the disk alone. It holds, for each automation, the manifest it was last *good* with:
+//! a manifest that turns invalid keeps its cron triggers (the last good registration) but closes its webhook, and at a
+//! cold start an invalid manifest registers nothing. The same bytes again change nothing.
+//!
+//! A webhook id that stands in two manifests is served by neither; both carry the problem.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::core::disk::{AppFolder, AutomationFolder, DiskBatch, FileContent, HandlerFile};
+use crate::core::manifest::{self, Manifest, Trigger, Webhook};
+use crate::fire::{AppId, AutomationId, Handle, Problem};
+
+/// Everything that is known about one automation.
+#[derive(Debug, Clone)]
+pub struct Automation {
+    pub handle: Handle,
+    pub dir: PathBuf,
+    /// The manifest in force: the current one, or the last good one while the current one is invalid.
+    pub manifest: Option<Arc<Manifest>>,
+    /// True when the file on disk is valid now.
+    pub valid: bool,
+    /// Problems of the manifest and the handler file, without those that follow from other automations.
+    own_problems: Vec<Problem>,
+    pub handler: HandlerFile,
+    manifest_file: FileContent,
+}
+
+impl Automation {
+    /// Enabled as the manifest in force says; an automation without one is not.
+    pub fn enabled(&self) -> bool {
+        self.manifest.as_ref().is_some_and(|m| m.enabled)
+    }
+
+    /// The provisioned webhook, if any, whether or not it is open.
+    pub fn webhook(&self) -> Option<&Webhook> {
+        self.manifest.as_ref()?.triggers.iter().find_map(|t| match t {
+            Trigger::Webhook(webhook) => Some(webhook),
+            _ => None,
+        })
+    }
+}
+
+/// One app folder.
+#[derive(Debug, Clone)]
+pub struct App {
+    pub dir: PathBuf,
+    pub has_ui: bool,
+    pub automations: BTreeMap<AutomationId, Automation>,
+    /// Problems of the folder itself.
+    pub problems: Vec<Problem>,
+}
+
+/// How an automation's registration changed; what the schedule has to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A folder that was not known.
+    Added(Handle),
+    /// Its manifest in force, or its being enabled, changed.
+    Changed(Handle),
+    Removed(Handle),
+    /// An app that was not known: its ledger is to be recovered before anything of it runs.
+    AppAdded(AppId),
+    AppRemoved(AppId),
+}
+
+/// See the module text.
+#[derive(Debug, Default)]
+pub struct Registry {
+    apps: BTreeMap<AppId, App>,
+    /// Folders whose name breaks the grammar, by that name.
+    misnamed: BTreeMap<String, Vec<Problem>>,
+    root_problems: Vec<Problem>,
+    /// Who claims each webhook id; more than one closes it for all.
+    webhooks: HashMap<String, Vec<Handle>>,
+}
+
+impl Registry {
+    /// Takes in what the disk shows and tells what changed, apps before their automations.
+    pub fn apply(&mut self, batch: DiskBatch) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if batch.full {
+            self.root_problems = batch.root_problems;
+            let seen: std::collections::HashSet<&str> = batch.apps.iter().map(|a| a.name.as_str()).collect();
+            self.misnamed.retain(|name, _| seen.contains(name.as_str()));
+            let gone: Vec<AppId> = self.apps.keys().filter(|id| !seen.contains(id.as_str())).cloned().collect();
+            for app in gone {
+                self.remove_app(&app, &mut changes);
+            }
+        }
+        for folder in batch.apps {
+            self.apply_app(folder, &mut changes);
+        }
+        changes
+    }
+
+    fn apply_app(&mut self, folder: AppFolder, changes: &mut Vec<Change>) {
+        let Some(id) = folder.app else {
+            if folder.present {
+                self.misnamed.insert(folder.name, folder.problems);
+            } else {
+                self.misnamed.remove(&folder.name);
+            }
+            return;
+        };
+        if !folder.present {
+            self.remove_app(&id, changes);
+            return;
+        }
+        if !self.apps.contains_key(&id) {
+            changes.push(Change::AppAdded(id.clone()));
+        }
+        let app = self.apps.entry(id.clone()).or_insert_with(|| App {
+            dir: folder.dir.clone(),
+            has_ui: false,
+            automations: BTreeMap::new(),
+            problems: Vec::new(),
+        });
+        app.dir = folder.dir;
+        app.has_ui = folder.has_index_html;
+        app.problems = folder.problems;
+        if let FileContent::Unreadable(problem) = folder.app_json {
+            app.problems.push(problem);
+        }
+        let mut gone = Vec::new();
+        if folder.complete {
+            let seen: std::collections::HashSet<&AutomationId> = folder.automations.iter().map(|a| &a.id).collect();
+            gone.extend(app.automations.keys().filter(|id| !seen.contains(id)).cloned());
+        }
+        for automation in gone {
+            self.remove_automation(&id, &automation, changes);
+        }
+        for seen in folder.automations {
+            if seen.present {
+                self.apply_automation(&id, seen, changes);
+            } else {
+                self.remove_automation(&id, &seen.id, changes);
+            }
+        }
+    }
+
+    fn apply_automation(&mut self, app_id: &AppId, seen: AutomationFolder, changes: &mut Vec<Change>) {
+        let Some(app) = self.apps.get_mut(app_id) else { return };
+        let handle = Handle::new(app_id.clone(), seen.id.clone());
+        let known = app.automations.contains_key(&seen.id);
+        let entry = app.automations.entry(seen.id).or_insert_with(|| Automation {
+            handle: handle.clone(),
+            dir: seen.dir.clone(),
+            manifest: None,
+            valid: false,
+            own_problems: Vec::new(),
+            handler: HandlerFile::Absent,
+            manifest_file: FileContent::Absent,
+        });
+        entry.dir = seen.dir;
+        entry.handler = seen.handler;
+        if known && entry.manifest_file == seen.manifest {
+            return;
+        }
+        let before = entry.manifest.clone();
+        let was_valid = entry.valid;
+        let (manifest, problems) = read_manifest(&handle, &seen.manifest);
+        entry.own_problems = problems;
+        entry.valid = manifest.is_some();
+        entry.manifest_file = seen.manifest;
+        match (manifest, &entry.manifest_file) {
+            (Some(manifest), _) => entry.manifest = Some(Arc::new(manifest)),
+            // No file at all is not a broken file: there is nothing left to keep.
+            (None, FileContent::Absent) => entry.manifest = None,
+            (None, _) => {}
+        }
+        let after = entry.manifest.clone();
+        self.reclaim_webhook(&handle, before.as_deref(), after.as_deref());
+        if !known {
+            changes.push(Change::Added(handle));
+        } else if !same(before.as_ref(), after.as_ref()) || was_valid != self.is_valid(&handle) {
+            changes.push(Change::Changed(handle));
+        }
+    }
+
+    fn remove_automation(&mut self, app: &AppId, id: &AutomationId, changes: &mut Vec<Change>) {
+        let Some(removed) = self.apps.get_mut(app).and_then(|a| a.automations.remove(id)) else { return };
+        self.reclaim_webhook(&removed.handle, removed.manifest.as_deref(), None);
+        changes.push(Change::Removed(removed.handle));
+    }
+
+    fn remove_app(&mut self, id: &AppId, changes: &mut Vec<Change>) {
+        let Some(app) = self.apps.get(id) else { return };
+        let automations: Vec<AutomationId> = app.automations.keys().cloned().collect();
+        for automation in automations {
+            self.remove_automation(id, &automation, changes);
+        }
+        self.apps.remove(id);
+        changes.push(Change::AppRemoved(id.clone()));
+    }
+
+    fn reclaim_webhook(&mut self, handle: &Handle, before: Option<&Manifest>, after: Option<&Manifest>) {
+        let (before, after) = (webhook_id(before), webhook_id(after));
+        if before == after {
+            return;
+        }
+        if let Some(id) = before
+            && let Some(claims) = self.webhooks.get_mut(id)
+        {
+            claims.retain(|h| h != handle);
+            if claims.is_empty() {
+                self.webhooks.remove(id);
+            }
+        }
+        if let Some(id) = after {
+            self.webhooks.entry(id.to_owned()).or_default().push(handle.clone());
+        }
+    }
+
+    fn is_valid(&self, handle: &Handle) -> bool {
+        self.get(handle).is_some_and(|a| a.valid)
+    }
+
+    pub fn get(&self, handle: &Handle) -> Option<&Automation> {
+        self.apps.get(&handle.app)?.automations.get(&handle.automation)
+    }
+
+    pub fn app(&self, id: &AppId) -> Option<&App> {
+        self.apps.get(id)
+    }
+
+    pub fn apps(&self) -> impl Iterator<Item = (&AppId, &App)> {
+        self.apps.iter()
+    }
+
+    pub fn automations(&self) -> impl Iterator<Item = &Automation> {
+        self.apps.values().flat_map(|app| app.automations.values())
+    }
+
+    /// The automation that a webhook id opens: enabled or not, but valid now and the only one to claim the id.
+    pub fn by_webhook(&self, id: &str) -> Option<&Automation> {
+        match self.webhooks.get(id)?.as_slice() {
+            [only] => self.get(only).filter(|a| a.valid),
+            _ => None,
+        }
+    }
+
+    /// All problems of one automation, those that follow from its neighbours included.
+    pub fn problems_of(&self, automation: &Automation) -> Vec<Problem> {
+        let mut problems = automation.own_problems.clone();
+        match &automation.handler {
+            HandlerFile::Present { .. } => {}
+            HandlerFile::Absent => problems.push(
+                Problem::error("missing_handler", "", "there is no handler.js beside automation.json")
+                    .with_hint("write one, or scaffold a new automation with `dirigent new`")
+                    .in_path(format!(
+                        "{}/automations/{}/handler.js",
+                        automation.handle.app, automation.handle.automation
+                    )),
+            ),
+            HandlerFile::Unreadable(problem) => problems.push(problem.clone()),
+        }
+        if let Some(webhook) = automation.webhook() {
+            let others: Vec<String> = self
+                .webhooks
+                .get(&webhook.id)
+                .into_iter()
+                .flatten()
+                .filter(|h| **h != automation.handle)
+                .map(Handle::to_string)
+                .collect();
+            if !others.is_empty() {
+                problems.push(
+                    Problem::error(
+                        "duplicate_webhook",
+                        "triggers",
+                        format!(
+                            "webhook id {:?} is also claimed by {}; neither is served",
+                            webhook.id,
+                            others.join(", ")
+                        ),
+                    )
+                    .with_hint("give one of them another id")
+                    .in_path(manifest_path(&automation.handle)),
+                );
+            }
+        }
+        problems
+    }
+
+    /// Every problem under the root: folders, manifests, handlers.
+    pub fn problems(&self) -> Vec<Problem> {
+        let folders = self.root_problems.iter().chain(self.misnamed.values().flatten()).cloned();
+        let apps = self.apps.values().flat_map(|app| {
+            let automations = app.automations.values().flat_map(|a| self.problems_of(a));
+            app.problems.iter().cloned().chain(automations).collect::<Vec<_>>()
+        });
+        folders.chain(apps).collect()
+    }
+}
+
+/// Equal in meaning for whoever follows the registry: the same allocation, or the same registration.
+fn same(a: Option<&Arc<Manifest>>, b: Option<&Arc<Manifest>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}
+
+fn webhook_id(manifest: Option<&Manifest>) -> Option<&str> {
+    manifest?.triggers.iter().find_map(|t| match t {
+        Trigger::Webhook(webhook) => Some(webhook.id.as_str()),
+        _ => None,
+    })
+}
+
+fn manifest_path(handle: &Handle) -> String {
+    format!("{}/automations/{}/automation.json", handle.app, handle.automation)
+}
+
+/// The manifest when it is valid, and all its problems, each with its file.
+fn read_manifest(handle: &Handle, file: &FileContent) -> (Option<Manifest>, Vec<Problem>) {
+    let path = manifest_path(handle);
+    match file {
+        FileContent::Absent => {
+            let problem = Problem::error("missing_manifest", "", "there is no automation.json in this folder")
+                .with_hint("scaffold one with `dirigent new`, or remove the folder");
+            (None, vec![problem.in_path(path)])
+        }
+        FileContent::Unreadable(problem) => (None, vec![problem.clone()]),
+        FileContent::Bytes { bytes, .. } => {
+            let parsed = manifest::parse(bytes, &handle.app);
+            let mut problems: Vec<Problem> = parsed.problems.into_iter().map(|p| p.in_path(path.clone())).collect();
+            let mut manifest = parsed.manifest;
+            let own = manifest.as_ref().and_then(|m| m.on_failure_handle(&handle.app));
+            if own.as_ref() == Some(handle) {
+                problems.push(
+                    Problem::error("invalid_on_failure", "onFailure", "an automation cannot handle its own failure")
+                        .with_hint("name another automation, or leave `onFailure` out")
+                        .in_path(path),
+                );
+                manifest = None;
+            }
+            (manifest, problems)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(text: &str) -> Handle {
+        text.parse().expect("a handle")
+    }
+
+    fn manifest_json(extra: &str) -> String {
+        format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{extra}}}"#)
+    }
+
+    fn file(text: &str) -> FileContent {
+        use sha2::Digest;
+        FileContent::Bytes { bytes: Arc::from(text.as_bytes()), sha256: sha2::Sha256::digest(text.as_bytes()).into() }
+    }
+
+    fn folder(app: &str, automations: &[(&str, Option<&str>)], complete: bool) -> AppFolder {
+        AppFolder {
+            name: app.to_owned(),
+            app: AppId::new(app).ok(),
+            dir: PathBuf::from(app),
+            present: true,
+            has_index_html: false,
+            app_json: FileContent::Absent,
+            automations: automations
+                .iter()
+                .map(|(id, text)| AutomationFolder {
+                    id: AutomationId::new(id).expect("an id"),
+                    dir: PathBuf::from(id),
+                    present: text.is_some(),
+                    manifest: text.map_or(FileContent::Absent, file),
+                    handler: HandlerFile::Present { len: 1, mtime_ns: 1, inode: 1 },
+                })
+                .collect(),
+            complete,
+            problems: Vec::new(),
+        }
+    }
+
+    fn full(apps: Vec<AppFolder>) -> DiskBatch {
+        DiskBatch { full: true, apps, root_problems: Vec::new() }
+    }
+
+    #[test]
+    fn a_folder_is_added_changed_and_removed() {
+        let mut registry = Registry::default();
+        let one = manifest_json("");
+        let changes = registry.apply(full(vec![folder("a", &[("x", Some(&one))], true)]));
+        assert_eq!(changes, [Change::AppAdded(AppId::new("a").unwrap()), Change::Added(handle("a/x"))]);
+        assert_eq!(registry.apply(full(vec![folder("a", &[("x", Some(&one))], true)])), [], "the same bytes");
+        let two = manifest_json(r#","enabled":false"#);
+        assert_eq!(
+            registry.apply(full(vec![folder("a", &[("x", Some(&two))], true)])),
+            [Change::Changed(handle("a/x"))]
+        );
+        assert!(!registry.get(&handle("a/x")).unwrap().enabled());
+        assert_eq!(registry.apply(full(vec![folder("a", &[], true)])), [Change::Removed(handle("a/x"))]);
+        assert_eq!(registry.apply(full(vec![])), [Change::AppRemoved(AppId::new("a").unwrap())]);
+    }
+
+    #[test]
+    fn an_invalid_manifest_keeps_the_last_good_one_and_a_cold_start_has_none() {
+        let mut registry = Registry::default();
+        let good = manifest_json(r#","triggers":[{"kind":"cron","expr":"* * * * *"}]"#);
+        registry.apply(full(vec![folder("a", &[("x", Some(&good)), ("cold", Some("{"))], true)]));
+        registry.apply(full(vec![folder("a", &[("x", Some("{ nope")), ("cold", Some("{"))], true)]));
+        let x = registry.get(&handle("a/x")).unwrap();
+        assert!(!x.valid && x.manifest.is_some());
+        assert_eq!(registry.problems_of(x)[0].code, "invalid_json");
+        assert!(registry.problems_of(x)[0].line.is_some());
+        assert!(registry.get(&handle("a/cold")).unwrap().manifest.is_none());
+    }
+
+    #[test]
+    fn a_webhook_id_claimed_twice_is_served_by_neither_until_one_lets_go() {
+        let mut registry = Registry::default();
+        let hook = manifest_json(&format!(
+            r#","triggers":[{{"kind":"webhook","id":"slug","secretHash":"{}"}}]"#,
+            "0".repeat(64)
+        ));
+        registry.apply(full(vec![folder("a", &[("x", Some(&hook)), ("y", Some(&hook))], true)]));
+        assert!(registry.by_webhook("slug").is_none());
+        for id in ["a/x", "a/y"] {
+            let problems = registry.problems_of(registry.get(&handle(id)).unwrap());
+            assert_eq!(problems.last().unwrap().code, "duplicate_webhook", "{id}");
+        }
+        registry.apply(full(vec![folder("a", &[("x", Some(&hook))], true)]));
+        assert_eq!(registry.by_webhook("slug").unwrap().handle, handle("a/x"));
+        registry.apply(full(vec![folder("a", &[("x", Some("{"))], true)]));
+        assert!(registry.by_webhook("slug").is_none(), "an invalid manifest closes its webhook");
+    }
+
+    #[test]
+    fn a_manifest_that_handles_its_own_failure_is_refused() {
+        let mut registry = Registry::default();
+        let own = manifest_json(r#","onFailure":"x""#);
+        registry.apply(full(vec![folder("a", &[("x", Some(&own))], true)]));
+        let x = registry.get(&handle("a/x")).unwrap();
+        assert!(x.manifest.is_none());
+        assert_eq!(registry.problems_of(x)[0].code, "invalid_on_failure");
+    }
+}

@@ -1,0 +1,109 @@
+//! What happens to runs, told live to whoever listens: the command line's streams and the server-sent events.
+//!
+//! A listener that is too slow loses events and is told so; it can read what it lost from the ledger, where every event
+//! stands before it is told here.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::fire::{AppId, EpochMs, ErrorCode, Handle, LogLevel, NodeKind, RunId, RunStatus, TriggerOrigin};
+
+/// Events that a slow listener may lag behind before it loses some.
+const CAPACITY: usize = 4096;
+
+/// Something that happened to a run.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunEvent {
+    pub run_id: RunId,
+    pub handle: Handle,
+    #[serde(flatten)]
+    pub what: RunHappening,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum RunHappening {
+    /// The row was written.
+    Opened {
+        status: RunStatus,
+        origin: TriggerOrigin,
+        at: EpochMs,
+    },
+    Started {
+        at: EpochMs,
+    },
+    Log {
+        seq: u32,
+        at: EpochMs,
+        level: LogLevel,
+        message: String,
+        fields: Option<serde_json::Value>,
+    },
+    NodeOpened {
+        ordinal: u32,
+        batch_id: Option<u32>,
+        kind: NodeKind,
+        name: String,
+        at: EpochMs,
+    },
+    NodeClosed {
+        ordinal: u32,
+        ok: bool,
+        error: Option<String>,
+        at: EpochMs,
+    },
+    Ended {
+        status: RunStatus,
+        at: EpochMs,
+        summary: Option<String>,
+        error: Option<String>,
+        error_code: Option<ErrorCode>,
+    },
+}
+
+/// Tables of an app's data that a write announced.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TablesChanged {
+    pub app: AppId,
+    pub tables: Vec<String>,
+}
+
+/// Both streams. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    runs: broadcast::Sender<Arc<RunEvent>>,
+    tables: broadcast::Sender<Arc<TablesChanged>>,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self { runs: broadcast::Sender::new(CAPACITY), tables: broadcast::Sender::new(CAPACITY) }
+    }
+}
+
+impl Bus {
+    pub fn tell(&self, run_id: &RunId, handle: &Handle, what: RunHappening) {
+        if self.runs.receiver_count() > 0 {
+            // An error only says that the last listener has just left.
+            let _ = self.runs.send(Arc::new(RunEvent { run_id: run_id.clone(), handle: handle.clone(), what }));
+        }
+    }
+
+    pub fn tell_tables(&self, app: &AppId, tables: &[String]) {
+        if !tables.is_empty() && self.tables.receiver_count() > 0 {
+            let _ = self.tables.send(Arc::new(TablesChanged { app: app.clone(), tables: tables.to_vec() }));
+        }
+    }
+
+    pub fn runs(&self) -> broadcast::Receiver<Arc<RunEvent>> {
+        self.runs.subscribe()
+    }
+
+    pub fn tables(&self) -> broadcast::Receiver<Arc<TablesChanged>> {
+        self.tables.subscribe()
+    }
+}

@@ -1,0 +1,274 @@
+//! One run, from its launch to its end: drives the host that runs the handler, serves its calls, and decides how it ended.
+//!
+//! The session ends exactly once, whatever the host, the handler or the ledger does; what it returns is the run's end.
+//! Calls that are still pending when the handler settles are dropped: their rows are closed with the run's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::core::manifest::Manifest;
+use crate::core::run::{RunEnd, RunSpec};
+use crate::daemon::bus::RunHappening;
+use crate::daemon::calls::Calls;
+use crate::daemon::services::{Code, Services};
+use crate::fire::{ErrorCode, LogLine, Problem, RunStatus};
+use crate::isolate::{Job, JobEnd, JobEvent, JobKind, Outcome, PoolError, RunningJob};
+
+/// Runs one run to its end. `abort` brings the reason when it is to be cancelled.
+pub async fn run(
+    services: Arc<Services>,
+    spec: RunSpec,
+    code: Result<Code, Problem>,
+    mut abort: mpsc::Receiver<ErrorCode>,
+) -> RunEnd {
+    let failed = |code: ErrorCode, text: String| RunEnd::error(code, text, services.clock.now_ms());
+    let code = match code {
+        Ok(code) => code,
+        Err(problem) => return failed(ErrorCode::HandlerLoad, problem.to_string()),
+    };
+    let started = tokio::time::Instant::now();
+    let deadline = started + Duration::from_millis(spec.manifest.timeout_ms);
+    let job = Job {
+        script_name: format!("{}/handler.js", spec.handle),
+        source: code.source,
+        source_sha256: code.sha256,
+        kind: JobKind::Automation { run_json: run_json(&spec) },
+        input_json: spec.input_json.clone(),
+        cpu_ms: None,
+    };
+    let leased = tokio::select! {
+        leased = services.pool.run(job) => leased,
+        why = abort.recv() => return RunEnd::cancelled(why.unwrap_or(ErrorCode::Cancelled), services.clock.now_ms()),
+        () = tokio::time::sleep_until(deadline) => Err(PoolError::CannotStart("no host process was free within timeoutMs".to_owned())),
+    };
+    let job = match leased {
+        Ok(job) => job,
+        Err(error) => return failed(ErrorCode::Crashed, format!("no host process: {error}")),
+    };
+    let end = drive(&services, &spec, job, deadline, abort).await;
+    let at = services.clock.now_ms();
+    match end {
+        Verdict::Ended(end) => judge(&spec.manifest, end, at),
+        Verdict::Stopped(ErrorCode::Timeout) => {
+            let text = format!("the run took longer than its timeoutMs of {}", spec.manifest.timeout_ms);
+            RunEnd::error(ErrorCode::Timeout, text, at)
+        }
+        Verdict::Stopped(ErrorCode::LimitExceeded) => {
+            let text = format!("more than {} nodes in one run", services.limits.nodes);
+            RunEnd::error(ErrorCode::LimitExceeded, text, at)
+        }
+        Verdict::Stopped(why) => RunEnd::cancelled(why, at),
+    }
+}
+
+enum Verdict {
+    /// The handler came to an end by itself, or its host did.
+    Ended(JobEnd),
+    /// It was stopped from here; what the host says after that does not count.
+    Stopped(ErrorCode),
+}
+
+async fn drive(
+    services: &Arc<Services>,
+    spec: &RunSpec,
+    job: RunningJob,
+    deadline: tokio::time::Instant,
+    mut abort: mpsc::Receiver<ErrorCode>,
+) -> Verdict {
+    let RunningJob { mut events, control } = job;
+    let mut calls = Calls::new(Arc::clone(services), spec, control.clone());
+    let mut log = RunLog { services, spec, next_seq: 0 };
+    let mut stopped: Option<ErrorCode> = None;
+    let stop = |stopped: &mut Option<ErrorCode>, why: ErrorCode| {
+        if stopped.is_none() {
+            *stopped = Some(why);
+            control.abort(why.as_str());
+        }
+    };
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(JobEvent::Batch { logs, calls: asked, tick }) => {
+                    log.append(logs);
+                    if !asked.is_empty() && calls.serve(asked, tick).is_err() {
+                        stop(&mut stopped, ErrorCode::LimitExceeded);
+                    }
+                }
+                Some(JobEvent::Ended(end)) => {
+                    calls.drop_pending().await;
+                    log.append(calls.take_logs());
+                    return stopped.map_or(Verdict::Ended(end), Verdict::Stopped);
+                }
+                None => {
+                    let message = "its host process went away without a word".to_owned();
+                    let outcome = Outcome::Failed { code: ErrorCode::Crashed, message, error_code: None };
+                    calls.drop_pending().await;
+                    let end = JobEnd { outcome, cpu_ms: 0, peak_bytes: None };
+                    return stopped.map_or(Verdict::Ended(end), Verdict::Stopped);
+                }
+            },
+            why = abort.recv(), if stopped.is_none() => stop(&mut stopped, why.unwrap_or(ErrorCode::Cancelled)),
+            () = tokio::time::sleep_until(deadline), if stopped.is_none() => stop(&mut stopped, ErrorCode::Timeout),
+            lines = calls.next_logs() => log.append(lines),
+        }
+    }
+}
+
+/// Writes a run's log and tells it live.
+struct RunLog<'a> {
+    services: &'a Services,
+    spec: &'a RunSpec,
+    next_seq: u32,
+}
+
+impl RunLog<'_> {
+    fn append(&mut self, lines: Vec<LogLine>) {
+        if lines.is_empty() {
+            return;
+        }
+        let first_seq = self.next_seq;
+        self.next_seq += u32::try_from(lines.len()).unwrap_or(u32::MAX);
+        for (seq, line) in (first_seq..).zip(&lines) {
+            self.services.bus.tell(
+                &self.spec.run_id,
+                &self.spec.handle,
+                RunHappening::Log {
+                    seq,
+                    at: line.at,
+                    level: line.level,
+                    message: line.message.clone(),
+                    fields: line.fields_json.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+                },
+            );
+        }
+        let written = self.services.ledgers.append_logs(&self.spec.handle.app, &self.spec.run_id, first_seq, lines);
+        let handle = self.spec.handle.clone();
+        // The write stands in the queue before the run's end does; nobody has to wait for it.
+        tokio::spawn(async move {
+            if let Err(error) = written.await {
+                tracing::warn!(%handle, %error, "log lines could not be written");
+            }
+        });
+    }
+}
+
+/// `ctx.run`, as JSON text.
+fn run_json(spec: &RunSpec) -> String {
+    let mut trigger = serde_json::json!({ "origin": spec.origin });
+    if let Some(at) = spec.trigger.scheduled_for {
+        trigger["scheduledFor"] = at.into();
+    }
+    if let Some(missed) = spec.trigger.missed {
+        trigger["missed"] = missed.into();
+    }
+    if let Some(id) = &spec.trigger.delivery_id {
+        trigger["deliveryId"] = id.as_str().into();
+    }
+    serde_json::json!({
+        "id": spec.run_id,
+        "automationId": spec.handle.automation,
+        "appId": spec.handle.app,
+        "attempt": spec.attempt,
+        "trigger": trigger,
+    })
+    .to_string()
+}
+
+/// The run's end from what its host said.
+fn judge(manifest: &Manifest, end: JobEnd, at: i64) -> RunEnd {
+    match end.outcome {
+        Outcome::Settled { summary, output_json } => {
+            if let Some(told) = breaks_schema(manifest, output_json.as_deref()) {
+                return RunEnd { summary, output_json, ..RunEnd::error(ErrorCode::OutputSchema, told, at) };
+            }
+            RunEnd { status: RunStatus::Ok, ended_at: at, summary, output_json, error: None, error_code: None }
+        }
+        Outcome::Returned { .. } => RunEnd {
+            status: RunStatus::Ok,
+            ended_at: at,
+            summary: None,
+            output_json: None,
+            error: None,
+            error_code: None,
+        },
+        Outcome::Failed { code: ErrorCode::HandlerThrew, message, error_code: Some(code) }
+            if code == ErrorCode::ToolNotAllowed.as_str() =>
+        {
+            RunEnd::error(ErrorCode::ToolNotAllowed, message, at)
+        }
+        Outcome::Failed { code, message, .. } => RunEnd::error(code, message, at),
+        Outcome::Aborted => RunEnd::error(ErrorCode::Crashed, "its host stopped it unasked", at),
+    }
+}
+
+/// What is wrong with an output by the manifest's `outputSchema`; `None` when it validates or there is no schema.
+fn breaks_schema(manifest: &Manifest, output_json: Option<&str>) -> Option<String> {
+    let schema = manifest.output_schema.as_ref()?;
+    let Some(text) = output_json else {
+        return Some("the manifest has an outputSchema, and the handler returned no output".to_owned());
+    };
+    let value: serde_json::Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(error) => return Some(format!("output is no JSON: {error}")),
+    };
+    let validator = match jsonschema::validator_for(schema) {
+        Ok(validator) => validator,
+        Err(error) => return Some(format!("outputSchema cannot be used: {error}")),
+    };
+    let told: Vec<String> = validator
+        .iter_errors(&value)
+        .take(5)
+        .map(|error| format!("output{}: {error}", error.instance_path()))
+        .collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fire::AppId;
+
+    fn manifest(extra: &str) -> Manifest {
+        let text = format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{extra}}}"#);
+        crate::core::manifest::parse(text.as_bytes(), &AppId::new("a").unwrap()).manifest.expect("valid")
+    }
+
+    fn settled(output: Option<&str>) -> JobEnd {
+        let outcome = Outcome::Settled { summary: Some("s".into()), output_json: output.map(str::to_owned) };
+        JobEnd { outcome, cpu_ms: 0, peak_bytes: None }
+    }
+
+    #[test]
+    fn an_output_is_judged_by_its_schema() {
+        let schema = r#","outputSchema":{"type":"object","required":["n"],"properties":{"n":{"type":"integer"}}}"#;
+        let with = manifest(schema);
+        for (manifest, output, code) in [
+            (&with, Some(r#"{"n":1}"#), None),
+            (&with, Some(r#"{"n":"1"}"#), Some(ErrorCode::OutputSchema)),
+            (&with, Some("[]"), Some(ErrorCode::OutputSchema)),
+            (&with, None, Some(ErrorCode::OutputSchema)),
+            (&manifest(""), None, None),
+        ] {
+            let end = judge(manifest, settled(output), 5);
+            assert_eq!(end.error_code, code, "{output:?}: {:?}", end.error);
+            assert_eq!(end.output_json.as_deref(), output, "what was returned is kept either way");
+        }
+    }
+
+    #[test]
+    fn a_refused_tool_that_nobody_caught_gives_the_run_its_code() {
+        let failed = |code: &str| JobEnd {
+            outcome: Outcome::Failed {
+                code: ErrorCode::HandlerThrew,
+                message: "m".into(),
+                error_code: Some(code.to_owned()),
+            },
+            cpu_ms: 0,
+            peak_bytes: None,
+        };
+        assert_eq!(judge(&manifest(""), failed("tool_not_allowed"), 0).error_code, Some(ErrorCode::ToolNotAllowed));
+        assert_eq!(judge(&manifest(""), failed("timeout"), 0).error_code, Some(ErrorCode::HandlerThrew));
+    }
+}

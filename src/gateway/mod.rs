@@ -1,0 +1,6 @@
+//! The HTTP side: what a running daemon answers. It decides nothing about runs; it asks the daemon and the ledgers.
+
+pub mod admin;
+
+mod events;
+mod problem;

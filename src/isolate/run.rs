@@ -1,0 +1,504 @@
+//! One run in one fresh isolate: load the module, call its default export, and turn the event loop until the
+//! handler's promise settles, nothing is left that could settle it, or the run is stopped.
+//!
+//! There is no async runtime here. One turn is: run what is due, drain the microtasks, send what they asked for, wait
+//! for the next frame or timer. The handler's promise is read by its state, never through its `then`, which is the
+//! handler's to patch. When it settles, execution is terminated: nothing of the handler runs afterwards but the
+//! getters of what it returned.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use deno_core::v8;
+use v8::MapFnTo;
+
+use super::limits::{Next, Shared};
+use super::loader::{self, CodeCache};
+use super::ops::{self, MAX_REJECTIONS, Rejection, State};
+use super::snapshot::{Entries, Fresh};
+use super::wire::ToHost;
+use super::{Job, JobKind, Limits, Outcome};
+use crate::fire::ErrorCode;
+
+/// Lines of a stack that a failure's message carries.
+const MAX_STACK_LINES: usize = 20;
+/// Bytes of a failure's first line; an error's message may quote anything.
+const MAX_MESSAGE: usize = 16 << 10;
+
+/// What the isolate asks of its embedder, whatever runs in it.
+pub(super) fn set_callbacks(isolate: &mut v8::OwnedIsolate) {
+    isolate.set_promise_reject_callback(on_reject);
+    isolate.set_prepare_stack_trace_callback(prepare_stack);
+    isolate.set_allow_wasm_code_generation_callback(refuse_wasm);
+    isolate.set_host_import_module_dynamically_callback(refuse_import);
+    isolate.set_host_initialize_import_meta_object_callback(import_meta);
+}
+
+/// Why a turn of the loop did not lead to another.
+enum Stopped {
+    /// Stopped by a limit; the watchdog's record says which.
+    Limit,
+    /// The daemon does not listen any more.
+    Gone,
+    End(Outcome),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(_: io::Error) -> Self {
+        Stopped::Gone
+    }
+}
+
+impl From<Outcome> for Stopped {
+    fn from(outcome: Outcome) -> Self {
+        Stopped::End(outcome)
+    }
+}
+
+/// Runs `job` to its end. Everything it logged and asked for has been sent when this returns.
+///
+/// # Errors
+/// When the daemon is gone.
+pub(super) fn run(
+    fresh: &mut Fresh,
+    shared: &'static Shared,
+    limits: &Limits,
+    number: u32,
+    job: &Job,
+    cache: &mut CodeCache,
+    ended: impl FnOnce(Outcome) -> io::Result<()>,
+) -> io::Result<()> {
+    shared.begin(fresh.isolate.thread_safe_handle(), limits, job.cpu_ms);
+    let state = Rc::new(State::new(shared, limits.clone(), fresh.entries.stack.clone()));
+    fresh.isolate.set_slot(state.clone());
+
+    v8::scope!(let scope, &mut fresh.isolate);
+    let context = v8::Local::new(scope, &fresh.context);
+    let scope = &mut v8::ContextScope::new(scope, context);
+    let mut turn = Turn { state: &state, entries: &fresh.entries, shared, number, aborted: false, module: None };
+    let outcome = match turn.whole(scope, job, cache) {
+        Ok(outcome) | Err(Stopped::End(outcome)) => outcome,
+        Err(Stopped::Limit) => Outcome::Aborted,
+        Err(Stopped::Gone) => return Err(io::ErrorKind::BrokenPipe.into()),
+    };
+    let outcome = match shared.stopped() {
+        Some(why) => why.outcome(),
+        None if turn.aborted => Outcome::Aborted,
+        None => outcome,
+    };
+    let settled = matches!(outcome, Outcome::Settled { .. } | Outcome::Returned { .. });
+    // A run that was stopped sends no more calls: they would only be closed again.
+    if shared.stopped().is_some() {
+        state.flush_logs()?
+    } else {
+        state.flush()?
+    }
+    ended(outcome)?;
+    if let Some(module) = turn.module.filter(|_| settled) {
+        let module = v8::Local::new(scope, module);
+        cache.keep(scope, job, module);
+    }
+    Ok(())
+}
+
+struct Turn<'a> {
+    state: &'a Rc<State>,
+    entries: &'a Entries,
+    shared: &'static Shared,
+    number: u32,
+    aborted: bool,
+    module: Option<v8::Global<v8::Module>>,
+}
+
+impl Turn<'_> {
+    fn whole(
+        &mut self,
+        scope: &mut v8::PinScope<'_, '_>,
+        job: &Job,
+        cache: &mut CodeCache,
+    ) -> Result<Outcome, Stopped> {
+        let module = loader::load(scope, job, cache)?;
+        if matches!(job.kind, JobKind::Check) {
+            return if loader::has_default_export(scope, module) {
+                Ok(Outcome::Returned { value_json: None })
+            } else {
+                Ok(Outcome::failed(ErrorCode::NoDefaultExport, "the module has no default export"))
+            };
+        }
+        self.module = Some(v8::Global::new(scope, module));
+        // Before any code of the handler runs, so that it finds nothing patched.
+        let arguments = self.arguments(scope, job)?;
+
+        let evaluated = {
+            v8::tc_scope!(let scope, scope);
+            module.evaluate(scope)
+        };
+        let Some(promise) = evaluated.and_then(|value| value.try_cast::<v8::Promise>().ok()) else {
+            return self.stopped_or(Outcome::failed(ErrorCode::HandlerLoad, "the handler cannot be evaluated"));
+        };
+        promise.mark_as_handled();
+        let promise = v8::Global::new(scope, promise);
+        if let Err(error) = self.settle(scope, &promise)? {
+            return Ok(self.describe(scope, error, ErrorCode::HandlerLoad));
+        }
+
+        let handler = loader::default_export(scope, module)?;
+        let (called, error) = {
+            v8::tc_scope!(let scope, scope);
+            let this = v8::undefined(scope).into();
+            let called = handler.call(scope, this, &arguments);
+            (called, scope.exception())
+        };
+        let value = match (called, error) {
+            (Some(value), _) => value,
+            (None, Some(error)) if self.shared.stopped().is_none() => {
+                return Ok(self.describe(scope, error, ErrorCode::HandlerThrew));
+            }
+            (None, _) => return Err(Stopped::Limit),
+        };
+        let result = match self.promise_of(scope, value)? {
+            None => Ok(value),
+            Some(promise) => self.settle(scope, &promise)?,
+        };
+        match result {
+            Ok(value) => self.outcome(scope, job, value),
+            Err(error) => Ok(self.describe(scope, error, ErrorCode::HandlerThrew)),
+        }
+    }
+
+    /// The default export's arguments.
+    fn arguments<'s>(
+        &self,
+        scope: &mut v8::PinScope<'s, '_>,
+        job: &Job,
+    ) -> Result<Vec<v8::Local<'s, v8::Value>>, Stopped> {
+        let (entry, first, second) = match &job.kind {
+            JobKind::Automation { run_json } => (&self.entries.automation, run_json.as_str(), None),
+            JobKind::Query { app, name } => (&self.entries.query, app.as_str(), Some(name.as_str())),
+            JobKind::Action { app, name } => (&self.entries.action, app.as_str(), Some(name.as_str())),
+            JobKind::Check => return Ok(vec![]),
+        };
+        let texts = [Some(first), second].into_iter().flatten().map(Some).chain([job.input_json.as_deref()]);
+        let mut given: Vec<v8::Local<v8::Value>> = Vec::new();
+        for text in texts {
+            given.push(match text {
+                None => v8::undefined(scope).into(),
+                Some(text) => v8::String::new(scope, text).ok_or_else(|| bad_input("it is too long"))?.into(),
+            });
+        }
+        let made = self.call(scope, entry, &given).ok_or_else(|| bad_input("it is no JSON"))?;
+        let list = made.try_cast::<v8::Array>().map_err(|_| bad_input("it is no JSON"))?;
+        Ok((0..list.length()).filter_map(|index| list.get_index(scope, index)).collect())
+    }
+
+    /// Calls a function of the runtime; what it throws is not the handler's, and is dropped.
+    fn call<'s>(
+        &self,
+        scope: &mut v8::PinScope<'s, '_>,
+        entry: &v8::Global<v8::Function>,
+        given: &[v8::Local<'s, v8::Value>],
+    ) -> Option<v8::Local<'s, v8::Value>> {
+        v8::tc_scope!(let scope, scope);
+        let function = v8::Local::new(scope, entry);
+        let this = v8::undefined(scope).into();
+        function.call(scope, this, given)
+    }
+
+    /// A promise to wait for: the value itself, or what a thenable comes to. None for any other value.
+    fn promise_of(
+        &self,
+        scope: &mut v8::PinScope<'_, '_>,
+        value: v8::Local<'_, v8::Value>,
+    ) -> Result<Option<v8::Global<v8::Promise>>, Stopped> {
+        if !value.is_object() {
+            return Ok(None);
+        }
+        v8::tc_scope!(let scope, scope);
+        let promise = match value.try_cast::<v8::Promise>() {
+            Ok(promise) => promise,
+            Err(_) => {
+                let Some(resolver) = v8::PromiseResolver::new(scope) else {
+                    return Err(Stopped::Limit);
+                };
+                resolver.resolve(scope, value);
+                resolver.get_promise(scope)
+            }
+        };
+        if promise.state() == v8::PromiseState::Pending {
+            // Stops the microtasks that stand behind the handler's own end. When the handler has patched what `then`
+            // looks up, this may fail; the state is looked at after every turn in any case.
+            let done = v8::Function::builder_raw(on_settled.map_fn_to()).build(scope);
+            if let Some(done) = done {
+                promise.then2(scope, done, done);
+            }
+        }
+        promise.mark_as_handled();
+        Ok(Some(v8::Global::new(scope, promise)))
+    }
+
+    /// Turns the loop until the promise settles.
+    fn settle<'s>(
+        &mut self,
+        scope: &mut v8::PinScope<'s, '_>,
+        promise: &v8::Global<v8::Promise>,
+    ) -> Result<Result<v8::Local<'s, v8::Value>, v8::Local<'s, v8::Value>>, Stopped> {
+        loop {
+            let state = v8::Local::new(scope, promise).state();
+            if state == v8::PromiseState::Pending {
+                v8::scope!(let scope, scope);
+                scope.perform_microtask_checkpoint();
+            }
+            if self.state.settled.replace(false) {
+                scope.cancel_terminate_execution();
+            }
+            if self.shared.stopped().is_some() {
+                return Err(Stopped::Limit);
+            }
+            self.log_rejections(scope, promise);
+            let local = v8::Local::new(scope, promise);
+            match local.state() {
+                v8::PromiseState::Fulfilled => return Ok(Ok(local.result(scope))),
+                v8::PromiseState::Rejected => return Ok(Err(local.result(scope))),
+                v8::PromiseState::Pending => {}
+            }
+            self.state.flush()?;
+            if !self.state.has_pending() {
+                return Err(Stopped::End(Outcome::failed(
+                    ErrorCode::NeverSettled,
+                    "the handler's promise can never settle: no call and no timer is left that could",
+                )));
+            }
+            v8::scope!(let scope, scope);
+            self.wait(scope)?;
+        }
+    }
+
+    /// Waits for the next frame or timer, and does what it asks.
+    fn wait(&mut self, scope: &mut v8::PinScope<'_, '_>) -> Result<(), Stopped> {
+        let timer = self.state.timers.borrow().next_at();
+        let grace = if self.aborted { self.shared.grace_ends() } else { None };
+        let deadline = [timer, grace].into_iter().flatten().min();
+        self.shared.set_idle();
+        let next = self.shared.inbox().next(deadline);
+        self.shared.set_busy();
+        match next {
+            Next::Frame(frame) => self.frame(scope, frame)?,
+            Next::Timeout => {}
+            Next::Ended => return Err(Stopped::Gone),
+        }
+        if self.aborted && grace.is_some_and(|at| at <= Instant::now()) {
+            return Err(Stopped::End(Outcome::Aborted));
+        }
+        let now = Instant::now();
+        loop {
+            let Some(function) = self.state.timers.borrow_mut().take_due(now) else {
+                return Ok(());
+            };
+            v8::scope!(let scope, scope);
+            self.call(scope, &function, &[]);
+            scope.perform_microtask_checkpoint();
+            if self.shared.stopped().is_some() || self.state.settled.get() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn frame(&mut self, scope: &mut v8::PinScope<'_, '_>, frame: ToHost) -> Result<(), Stopped> {
+        match frame {
+            ToHost::Replies { run, replies } if run == self.number => {
+                for (id, reply) in &replies {
+                    v8::scope!(let scope, scope);
+                    if !ops::answer(scope, self.state, *id, reply) {
+                        eprintln!("an answer to call {id}, which does not wait for one");
+                        return Err(Stopped::Gone);
+                    }
+                }
+            }
+            ToHost::Abort { run, reason } if run == self.number => {
+                self.aborted = true;
+                self.shared.start_grace();
+                if let Some(reason) = v8::String::new(scope, &reason) {
+                    self.call(scope, &self.entries.abort, &[reason.into()]);
+                }
+            }
+            // What was sent before the daemon knew that the run before had ended.
+            ToHost::Replies { .. } | ToHost::Abort { .. } => {}
+            ToHost::Init { .. } | ToHost::Run { .. } => {
+                eprintln!("a frame that has no place within a run");
+                return Err(Stopped::Gone);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rejections that are still unhandled at the end of a turn go to the log; they do not fail the run.
+    fn log_rejections(&self, scope: &mut v8::PinScope<'_, '_>, own: &v8::Global<v8::Promise>) {
+        let rejections = std::mem::take(&mut *self.state.rejections.borrow_mut());
+        for Rejection { promise, value } in rejections {
+            if promise != *own {
+                v8::scope!(let scope, scope);
+                let value = v8::Local::new(scope, value);
+                self.call(scope, &self.entries.rejected, &[value]);
+            }
+        }
+    }
+
+    /// What the returned value says, by the kind of the job.
+    fn outcome(
+        &self,
+        scope: &mut v8::PinScope<'_, '_>,
+        job: &Job,
+        value: v8::Local<'_, v8::Value>,
+    ) -> Result<Outcome, Stopped> {
+        let is_automation = matches!(job.kind, JobKind::Automation { .. });
+        let entry = if is_automation { &self.entries.outcome } else { &self.entries.returned };
+        let value = v8::Local::new(scope, value);
+        let [summary, json, problem] = self.three(scope, entry, value);
+        if self.shared.stopped().is_some() {
+            return Err(Stopped::Limit);
+        }
+        if let Some(problem) = problem {
+            return Ok(Outcome::failed(ErrorCode::BadOutput, problem));
+        }
+        let limits = &self.state.limits;
+        let most = if is_automation { limits.max_output_bytes } else { limits.max_value_bytes };
+        if let Some(json) = json.as_ref().filter(|json| json.len() as u64 > most) {
+            let size = json.len();
+            let message = format!("output is {size} bytes of JSON; the limit is {most}");
+            return Ok(Outcome::failed(ErrorCode::BadOutput, message));
+        }
+        if !is_automation {
+            return Ok(Outcome::Returned { value_json: json });
+        }
+        let most = usize::try_from(limits.max_summary_bytes).unwrap_or(usize::MAX);
+        Ok(Outcome::Settled { summary: summary.map(|text| cut(text, most)), output_json: json })
+    }
+
+    /// The three texts that an entry of `99_entry.js` gives.
+    fn three(
+        &self,
+        scope: &mut v8::PinScope<'_, '_>,
+        entry: &v8::Global<v8::Function>,
+        value: v8::Local<'_, v8::Value>,
+    ) -> [Option<String>; 3] {
+        v8::scope!(let scope, scope);
+        let value = v8::Local::new(scope, value);
+        let list = self.call(scope, entry, &[value]).and_then(|made| made.try_cast::<v8::Array>().ok());
+        [0, 1, 2].map(|index| {
+            let value = list.as_ref()?.get_index(scope, index)?;
+            ops::string(scope, value)
+        })
+    }
+
+    fn describe(&self, scope: &mut v8::PinScope<'_, '_>, error: v8::Local<'_, v8::Value>, code: ErrorCode) -> Outcome {
+        let [message, stack, error_code] = self.three(scope, &self.entries.describe, error);
+        let message = message.unwrap_or_else(|| "the handler threw something that cannot be shown".to_owned());
+        let mut text = cut(message, MAX_MESSAGE);
+        let lines = stack.as_deref().unwrap_or_default().lines().filter(|line| line.starts_with("    at "));
+        for line in lines.take(MAX_STACK_LINES) {
+            text.push('\n');
+            text.push_str(&cut(line.to_owned(), 300));
+        }
+        Outcome::Failed { code, message: text, error_code }
+    }
+
+    fn stopped_or(&self, outcome: Outcome) -> Result<Outcome, Stopped> {
+        if self.shared.stopped().is_some() { Err(Stopped::Limit) } else { Ok(outcome) }
+    }
+}
+
+fn bad_input(why: &str) -> Outcome {
+    Outcome::failed(ErrorCode::HandlerLoad, format!("the handler's input cannot be given to it: {why}"))
+}
+
+/// At most `most` bytes, on a character boundary.
+fn cut(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
+/// The handler's promise has settled: nothing that stands behind it in the queue runs any more.
+fn on_settled(scope: &mut v8::PinScope<'_, '_>, _: ops::Args<'_>, _: ops::Ret<'_>) {
+    if let Some(state) = ops::state(scope) {
+        state.settled.set(true);
+        scope.terminate_execution();
+    }
+}
+
+unsafe extern "C" fn on_reject(message: v8::PromiseRejectMessage<'_>) {
+    v8::callback_scope!(unsafe scope, &message);
+    let Some(state) = ops::state(scope) else { return };
+    let promise = message.get_promise();
+    let mut rejections = state.rejections.borrow_mut();
+    match message.get_event() {
+        v8::PromiseRejectEvent::PromiseRejectWithNoHandler => {
+            if let Some(value) = message.get_value()
+                && rejections.len() < MAX_REJECTIONS
+            {
+                let promise = v8::Global::new(scope, promise);
+                rejections.push(Rejection { promise, value: v8::Global::new(scope, value) });
+            }
+        }
+        v8::PromiseRejectEvent::PromiseHandlerAddedAfterReject => {
+            rejections.retain(|rejection| v8::Local::new(scope, &rejection.promise) != promise);
+        }
+        _ => {}
+    }
+}
+
+/// `error.stack`: formatted by the runtime, which leaves its own frames out. Also what keeps call sites, and with them
+/// `Error.prepareStackTrace`, out of a handler's reach.
+fn prepare_stack<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    error: v8::Local<'s, v8::Value>,
+    sites: v8::Local<'s, v8::Array>,
+) -> v8::Local<'s, v8::Value> {
+    let undefined = v8::undefined(scope).into();
+    let Some(state) = ops::state(scope) else {
+        return undefined;
+    };
+    v8::tc_scope!(let scope, scope);
+    let function = v8::Local::new(scope, &state.stack_entry);
+    function.call(scope, undefined, &[error, sites.into()]).unwrap_or(undefined)
+}
+
+fn refuse_import<'s>(
+    scope: &mut v8::PinScope<'s, '_>,
+    _options: v8::Local<'s, v8::Data>,
+    _referrer: v8::Local<'s, v8::Value>,
+    specifier: v8::Local<'s, v8::String>,
+    _attributes: v8::Local<'s, v8::FixedArray>,
+) -> Option<v8::Local<'s, v8::Promise>> {
+    let name = specifier.to_rust_string_lossy(scope);
+    let message = format!("import of {name:?} is not possible: a handler is one module and imports nothing");
+    let message = v8::String::new(scope, &message)?;
+    let error = v8::Exception::type_error(scope, message);
+    let resolver = v8::PromiseResolver::new(scope)?;
+    resolver.reject(scope, error)?;
+    Some(resolver.get_promise(scope))
+}
+
+extern "C" fn refuse_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
+    false
+}
+
+/// `import.meta` is an empty object: there is nothing to say about where a handler is.
+unsafe extern "C" fn import_meta(
+    _: v8::Local<'_, v8::Context>,
+    _: v8::Local<'_, v8::Module>,
+    _: v8::Local<'_, v8::Object>,
+) {
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn cuts_between_characters() {
+        for (most, expected) in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (9, "aéz")] {
+            assert_eq!(cut("aéz".to_owned(), most), expected, "{most}");
+        }
+    }
+}

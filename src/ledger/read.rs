@@ -1,0 +1,304 @@
+//! Reading a ledger for people and programs: the CLI, the API, `ctx.runs`. Each [`Reader`] has a connection of its own,
+//! opened read-only, so it neither waits for the writer nor makes it wait, and needs no daemon. Calls block; on an
+//! async thread, wrap them.
+//!
+//! "Newest first" is by run id, which is by the time a run was made; a cursor is the id of the last run seen, and stays
+//! good when that row is gone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+
+use crate::fire::{AutomationId, EpochMs, RunId, RunStatus, TriggerOrigin};
+
+use super::error::LedgerError;
+use super::rows::{LogRow, NodeRow, RunRow, log_row, name, node_row, run_columns, run_id, run_row};
+use super::schema;
+
+/// In a write-ahead log, a reader waits only for a recovery or the very first migration.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Which runs; the default is the newest hundred of all.
+#[derive(Debug, Clone)]
+pub struct RunQuery {
+    pub automation: Option<AutomationId>,
+    /// Any of these; empty for all.
+    pub statuses: Vec<RunStatus>,
+    pub origin: Option<TriggerOrigin>,
+    /// Queued or started at or after.
+    pub since: Option<EpochMs>,
+    /// Invoked by this run.
+    pub parent: Option<RunId>,
+    /// Only runs that used up their retries: failed, themselves a retry, and with no retry after them.
+    pub dead: bool,
+    /// Older than this one.
+    pub before: Option<RunId>,
+    pub limit: usize,
+}
+
+impl Default for RunQuery {
+    fn default() -> Self {
+        Self {
+            automation: None,
+            statuses: Vec::new(),
+            origin: None,
+            since: None,
+            parent: None,
+            dead: false,
+            before: None,
+            limit: 100,
+        }
+    }
+}
+
+/// How the runs of an automation ended, as far as retention has kept them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    pub ok: u64,
+    pub error: u64,
+    /// All rows: also open, cancelled and skipped ones.
+    pub total: u64,
+}
+
+#[derive(Debug)]
+pub struct Reader {
+    conn: Connection,
+    /// Holds the copy that is read when the original's folder cannot be written.
+    _copy: Option<tempfile::TempDir>,
+}
+
+impl Reader {
+    /// Opens the ledger at `path`. `None` when there is none yet.
+    ///
+    /// # Errors
+    /// `NewerVersion`, `Foreign`, `NotAFile`, `Unusable`.
+    pub fn open(path: &Path) -> Result<Option<Self>, LedgerError> {
+        match path.symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(LedgerError::io(&path.display().to_string(), &error)),
+            Ok(_) => {}
+        }
+        let path = schema::real_path(path)?;
+        schema::require_regular(&path)?;
+        let reader = match Self::open_live(&path) {
+            Err(error) if needs_a_writable_folder(&error) => Self::open_still(&path)?,
+            other => Self { conn: other?, _copy: None },
+        };
+        reader.conn.busy_timeout(BUSY_TIMEOUT)?;
+        match schema::user_version(&reader.conn)? {
+            0 if reader.has_tables()? => Err(LedgerError::Foreign { path }),
+            // Made, but not yet migrated.
+            0 => Ok(None),
+            found if found > schema::known_version() => {
+                Err(LedgerError::NewerVersion { path, found, known: schema::known_version() })
+            }
+            _ => Ok(Some(reader)),
+        }
+    }
+
+    fn open_live(path: &Path) -> rusqlite::Result<Connection> {
+        let conn = Connection::open_with_flags(path, read_only() | OpenFlags::SQLITE_OPEN_NOFOLLOW)?;
+        conn.busy_timeout(BUSY_TIMEOUT)?;
+        // Opening reads nothing; what is in the way shows at the first look.
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(conn)
+    }
+
+    /// For a ledger whose folder cannot be written, such as a backup on a read-only mount: nobody can be writing it,
+    /// but SQLite wants its companion files beside it. Without a log it is read as it is; with one, from a copy.
+    pub(super) fn open_still(path: &Path) -> Result<Self, LedgerError> {
+        let log = schema::companion(path, "-wal");
+        if log.metadata().map_or(0, |meta| meta.len()) == 0 {
+            let uri = format!("file:{}?immutable=1", percent_encoded(path));
+            let conn = Connection::open_with_flags(uri, read_only() | OpenFlags::SQLITE_OPEN_URI)?;
+            return Ok(Self { conn, _copy: None });
+        }
+        let told = |error: std::io::Error| LedgerError::io("cannot copy the ledger to read it", &error);
+        let folder = tempfile::tempdir().map_err(told)?;
+        let copy = folder.path().join(super::FILE);
+        std::fs::copy(path, &copy).map_err(told)?;
+        std::fs::copy(&log, schema::companion(&copy, "-wal")).map_err(told)?;
+        let conn = Connection::open(&copy)?;
+        conn.pragma_update(None, "query_only", true)?;
+        Ok(Self { conn, _copy: Some(folder) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn conn_for_tests(&self) -> &Connection {
+        &self.conn
+    }
+
+    fn has_tables(&self) -> Result<bool, LedgerError> {
+        Ok(self.conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))? > 0)
+    }
+
+    /// Newest first.
+    pub fn runs(&self, query: &RunQuery) -> Result<Vec<RunRow>, LedgerError> {
+        let mut sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE true").to_owned();
+        let mut values: Vec<Value> = Vec::new();
+        let mut bind = |value: Value| {
+            values.push(value);
+            values.len()
+        };
+        if let Some(automation) = &query.automation {
+            let _ = write!(sql, " AND r.automation_id = ?{}", bind(automation.as_str().to_owned().into()));
+        }
+        if !query.statuses.is_empty() {
+            let any: Vec<_> =
+                query.statuses.iter().map(|s| format!("?{}", bind(s.as_str().to_owned().into()))).collect();
+            let _ = write!(sql, " AND r.status IN ({})", any.join(", "));
+        }
+        if let Some(origin) = query.origin {
+            let _ = write!(sql, " AND r.trigger_origin = ?{}", bind(origin.as_str().to_owned().into()));
+        }
+        if let Some(since) = query.since {
+            let at = bind(since.into());
+            let _ = write!(sql, " AND (r.queued_at >= ?{at} OR r.started_at >= ?{at})");
+        }
+        if let Some(parent) = &query.parent {
+            let _ = write!(sql, " AND r.parent_run_id = ?{}", bind(parent.as_str().to_owned().into()));
+        }
+        if query.dead {
+            sql.push_str(
+                " AND r.status = 'error' AND r.attempt > 1 AND r.retry_of IS NOT NULL \
+                 AND NOT EXISTS (SELECT 1 FROM runs next WHERE next.retry_of = r.run_id)",
+            );
+        }
+        if let Some(before) = &query.before {
+            let _ = write!(sql, " AND r.run_id < ?{}", bind(before.as_str().to_owned().into()));
+        }
+        let limit = bind(i64::try_from(query.limit).unwrap_or(i64::MAX).into());
+        let _ = write!(sql, " ORDER BY r.run_id DESC LIMIT ?{limit}");
+        self.read(&sql, rusqlite::params_from_iter(values), run_row)
+    }
+
+    pub fn run(&self, id: &RunId) -> Result<Option<RunRow>, LedgerError> {
+        let sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE r.run_id = ?1");
+        Ok(self.read(sql, [id.as_str()], run_row)?.pop())
+    }
+
+    /// In call order.
+    pub fn nodes(&self, id: &RunId) -> Result<Vec<NodeRow>, LedgerError> {
+        self.read(
+            "SELECT run_id, ordinal, batch_id, kind, name, args_json, result_json, ok, error, child_run_id, \
+             usage_json, started_at, ended_at FROM run_nodes WHERE run_id = ?1 ORDER BY ordinal",
+            [id.as_str()],
+            node_row,
+        )
+    }
+
+    /// In order, those after `after_seq`.
+    pub fn logs(&self, id: &RunId, after_seq: Option<u32>, limit: usize) -> Result<Vec<LogRow>, LedgerError> {
+        self.read(
+            "SELECT run_id, seq, at, level, message, fields_json FROM run_logs WHERE run_id = ?1 AND seq > ?2 \
+             ORDER BY seq LIMIT ?3",
+            params![id.as_str(), after_seq.map_or(-1, i64::from), i64::try_from(limit).unwrap_or(i64::MAX)],
+            log_row,
+        )
+    }
+
+    /// The runs of this app that a run invoked, oldest first. Those in other apps are in their ledgers; the node's
+    /// `child_run_id` names them.
+    pub fn children(&self, id: &RunId) -> Result<Vec<RunRow>, LedgerError> {
+        let sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE r.parent_run_id = ?1 ORDER BY r.run_id");
+        self.read(sql, [id.as_str()], run_row)
+    }
+
+    /// The newest run of each automation that has one.
+    pub fn last_run_per_automation(&self) -> Result<BTreeMap<AutomationId, RunRow>, LedgerError> {
+        // A jump from name to name through the index: as many steps as automations, however many runs.
+        let rows = self.read(
+            concat!(
+                "WITH RECURSIVE names (name) AS (SELECT min(automation_id) FROM runs UNION ALL \
+                 SELECT (SELECT min(automation_id) FROM runs WHERE automation_id > name) FROM names \
+                 WHERE name IS NOT NULL) \
+                 SELECT ",
+                run_columns!(),
+                " FROM names JOIN runs r ON r.run_id = \
+                 (SELECT max(run_id) FROM runs WHERE automation_id = names.name) WHERE names.name IS NOT NULL"
+            ),
+            [],
+            run_row,
+        )?;
+        Ok(rows.into_iter().map(|row| (row.automation_id.clone(), row)).collect())
+    }
+
+    /// Reads every row's status: with a million rows, a second or so.
+    pub fn counts_per_automation(&self) -> Result<BTreeMap<AutomationId, Counts>, LedgerError> {
+        let rows = self.read(
+            "SELECT automation_id, sum(status = 'ok'), sum(status = 'error'), count(*) FROM runs \
+             GROUP BY automation_id",
+            [],
+            |row| {
+                let count = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
+                let counts = Counts { ok: count(1)?, error: count(2)?, total: count(3)? };
+                Ok((name(row, 0, AutomationId::new)?, counts))
+            },
+        )?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// The ids of open runs, oldest first.
+    pub fn open_runs(&self) -> Result<Vec<RunId>, LedgerError> {
+        self.read("SELECT run_id FROM runs WHERE ended_at IS NULL ORDER BY queued_at, run_id", [], |row| run_id(row, 0))
+    }
+
+    /// The input as it was given. For a run that has ended, a long one is only kept shortened: see
+    /// [`super::is_truncated`].
+    pub fn input(&self, id: &RunId) -> Result<Option<String>, LedgerError> {
+        // A ledger of the first version keeps none.
+        let kept: bool = self.conn.prepare("SELECT 1 FROM sqlite_schema WHERE name = 'run_inputs'")?.exists([])?;
+        if kept {
+            let full = self
+                .conn
+                .query_row("SELECT input_json FROM run_inputs WHERE run_id = ?1", [id.as_str()], |row| row.get(0))
+                .optional()?;
+            if full.is_some() {
+                return Ok(full);
+            }
+        }
+        Ok(self.run(id)?.and_then(|row| row.input).map(super::JsonText::into_string))
+    }
+
+    fn read<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl Fn(&rusqlite::Row<'_>) -> Result<T, LedgerError>,
+    ) -> Result<Vec<T>, LedgerError> {
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(read(row)?);
+        }
+        Ok(found)
+    }
+}
+
+fn read_only() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+fn needs_a_writable_folder(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+}
+
+/// A path as it stands in a `file:` URI.
+fn percent_encoded(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'-' | b'_' | b'.' | b'~' => text.push(char::from(*byte)),
+            _ if byte.is_ascii_alphanumeric() => text.push(char::from(*byte)),
+            _ => {
+                let _ = write!(text, "%{byte:02X}");
+            }
+        }
+    }
+    text
+}

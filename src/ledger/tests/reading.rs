@@ -1,0 +1,159 @@
+//! The reader: its filters, and that reading and writing do not wait for each other.
+
+use super::*;
+
+async fn sample(root: &Root, app: &AppId) -> Vec<RunId> {
+    let mut ids: Vec<RunId> = Vec::new();
+    for (n, name, status) in [(0, "a", 'o'), (1, "b", 'e'), (2, "a", 'e'), (3, "b", 'o'), (4, "a", 's'), (5, "a", 'r')]
+    {
+        let at = T0 + n * 1000;
+        let run = NewRun {
+            automation_id: automation(name),
+            status: if status == 's' { RunStatus::Skipped } else { RunStatus::Running },
+            origin: if n == 3 { TriggerOrigin::Invoke } else { TriggerOrigin::Manual },
+            parent_run_id: (n == 3).then(|| ids[0].clone()),
+            ..manual(app, at)
+        };
+        let id = root.opened(app, run).await;
+        let ended = match status {
+            'o' => Some(RunStatus::Ok),
+            'e' => Some(RunStatus::Error),
+            _ => None,
+        };
+        if let Some(ended) = ended {
+            let close = RunClose { automation_id: automation(name), ..end(&id, at + 5, ended, HistoryKeep::All) };
+            root.ledgers.close_run(app, close).await.unwrap();
+        }
+        ids.push(id);
+    }
+    ids
+}
+
+#[tokio::test]
+async fn filters_select_and_order() {
+    let root = root();
+    let app = root.app("shop");
+    let ids = sample(&root, &app).await;
+    let all = RunQuery::default;
+    let reader = root.reader(&app);
+    let check = |what: &str, query: RunQuery, expected: &[usize]| {
+        let found: Vec<RunId> = reader.runs(&query).unwrap().into_iter().map(|row| row.run_id).collect();
+        let expected: Vec<RunId> = expected.iter().map(|&n| ids[n].clone()).collect();
+        assert_eq!(found, expected, "{what}");
+    };
+    check("all, newest first", all(), &[5, 4, 3, 2, 1, 0]);
+    check("automation", RunQuery { automation: Some(automation("a")), ..all() }, &[5, 4, 2, 0]);
+    check("statuses", RunQuery { statuses: vec![RunStatus::Ok, RunStatus::Skipped], ..all() }, &[4, 3, 0]);
+    check("origin", RunQuery { origin: Some(TriggerOrigin::Invoke), ..all() }, &[3]);
+    check("since", RunQuery { since: Some(T0 + 4000), ..all() }, &[5, 4]);
+    check("parent", RunQuery { parent: Some(ids[0].clone()), ..all() }, &[3]);
+    check("first page", RunQuery { limit: 2, ..all() }, &[5, 4]);
+    check("next page", RunQuery { limit: 2, before: Some(ids[4].clone()), ..all() }, &[3, 2]);
+    check("nobody", RunQuery { automation: Some(automation("zzz")), ..all() }, &[]);
+    assert_eq!(reader.children(&ids[0]).unwrap().len(), 1);
+    assert_eq!(reader.open_runs().unwrap(), [ids[5].clone()]);
+    let last = reader.last_run_per_automation().unwrap();
+    let last: Vec<_> = last.iter().map(|(name, row)| (name.as_str(), &row.run_id)).collect();
+    assert_eq!(last, [("a", &ids[5]), ("b", &ids[3])]);
+    let counts = reader.counts_per_automation().unwrap();
+    assert_eq!(counts[&automation("a")], Counts { ok: 1, error: 1, total: 4 });
+    assert_eq!(counts[&automation("b")], Counts { ok: 1, error: 1, total: 2 });
+}
+
+#[tokio::test]
+async fn a_run_is_dead_when_its_last_retry_failed() {
+    let root = root();
+    let app = root.app("shop");
+    let dead = || {
+        let query = RunQuery { dead: true, ..RunQuery::default() };
+        root.reader(&app).runs(&query).unwrap().into_iter().map(|row| row.run_id).collect::<Vec<_>>()
+    };
+    let mut id = root.opened(&app, manual(&app, T0)).await;
+    for attempt in 2..=3 {
+        let retry = NewRun {
+            origin: TriggerOrigin::Retry,
+            retry_of: Some(id.clone()),
+            attempt,
+            ..queued(&app, T0 + i64::from(attempt))
+        };
+        let next = retry.run_id.clone();
+        let close = RunClose { retry: Some(retry), ..end(&id, T0 + 1, RunStatus::Error, HistoryKeep::All) };
+        root.ledgers.close_run(&app, close).await.unwrap();
+        assert_eq!(dead(), [], "a retry is pending");
+        root.ledgers.start_run(&app, &next, T0 + 5, None).await.unwrap();
+        id = next;
+    }
+    root.ledgers.close_run(&app, end(&id, T0 + 9, RunStatus::Error, HistoryKeep::All)).await.unwrap();
+    assert_eq!(dead(), [id]);
+    let never_retried = root.ended(&app, T0 + 50, RunStatus::Error, HistoryKeep::All).await;
+    assert!(!dead().contains(&never_retried));
+
+    // A retry that repeats another run, or is no queued row, is a bug.
+    let open = root.opened(&app, manual(&app, T0)).await;
+    for retry in [
+        NewRun { retry_of: Some(never_retried), ..queued(&app, T0) },
+        NewRun { retry_of: Some(open.clone()), ..manual(&app, T0) },
+    ] {
+        let close = RunClose { retry: Some(retry), ..end(&open, T0 + 1, RunStatus::Error, HistoryKeep::All) };
+        assert!(is_illegal(root.ledgers.close_run(&app, close).await));
+    }
+    assert_eq!(root.reader(&app).run(&open).unwrap().unwrap().status, RunStatus::Running, "taken back whole");
+}
+
+#[tokio::test]
+async fn readers_and_the_writer_do_not_wait_for_each_other() {
+    let root = root();
+    let app = root.app("shop");
+    let first = root.opened(&app, manual(&app, T0)).await;
+    // A client in the middle of a long read.
+    let client = root.client(&app);
+    client.execute_batch("BEGIN").unwrap();
+    assert_eq!(count(&client, "SELECT count(*) FROM runs"), 1);
+    let second = root.opened(&app, manual(&app, T0 + 1)).await;
+    root.ledgers.close_run(&app, end(&first, T0 + 2, RunStatus::Ok, HistoryKeep::Count(0))).await.unwrap();
+    root.ledgers.sweep(&app, &automation("a"), HistoryKeep::Count(0), T0).await.unwrap();
+    assert_eq!(count(&client, "SELECT count(*) FROM runs"), 1, "its snapshot stands");
+    client.execute_batch("COMMIT").unwrap();
+    assert_eq!(count(&client, "SELECT count(*) FROM runs"), 1);
+    // A client in the middle of a long write: readers go on with what is committed.
+    client.execute_batch("BEGIN IMMEDIATE; DELETE FROM runs").unwrap();
+    let rows = root.reader(&app).runs(&RunQuery::default()).unwrap();
+    assert_eq!(rows.into_iter().map(|row| row.run_id).collect::<Vec<_>>(), [second]);
+    client.execute_batch("ROLLBACK").unwrap();
+}
+
+#[tokio::test]
+async fn a_ledger_is_read_without_a_daemon_and_without_writing() {
+    let root = root();
+    let app = root.app("shop");
+    assert!(Reader::open(&root.path(&app)).unwrap().is_none(), "absent");
+    let id = root.opened(&app, manual(&app, T0)).await;
+    // As a kill leaves it: the row is in the log only.
+    let killed = root.after_kill(&app);
+    let copy = Reader::open_still(&killed.path(&app)).unwrap();
+    assert!(copy.run(&id).unwrap().is_some(), "from a copy, with the log");
+    root.ledgers.close_all().await;
+    assert!(root.reader(&app).run(&id).unwrap().is_some(), "no daemon");
+
+    // As a backup on a read-only mount, under a name that a URI has to escape.
+    let odd = root.dir.path().join("back up %20?#");
+    std::fs::create_dir(&odd).unwrap();
+    let still = odd.join(FILE);
+    std::fs::copy(root.path(&app), &still).unwrap();
+    assert!(Reader::open_still(&still).unwrap().run(&id).unwrap().is_some(), "as it is");
+    assert_eq!(std::fs::read_dir(&odd).unwrap().count(), 1, "nothing was put beside it");
+    let reader = root.reader(&app);
+    assert!(reader.conn_for_tests().execute("DELETE FROM runs", []).is_err(), "a reader cannot write");
+}
+
+#[tokio::test]
+async fn rows_edited_by_hand_are_shown_or_reported() {
+    let root = root();
+    let app = root.app("shop");
+    let id = root.ended(&app, T0, RunStatus::Ok, HistoryKeep::All).await;
+    root.client(&app).execute("UPDATE runs SET output_json = '{broken', trigger_json = '['", []).unwrap();
+    let row = root.reader(&app).run(&id).unwrap().unwrap();
+    assert_eq!(serde_json::to_value(&row).unwrap()["output"], "{broken");
+    root.client(&app).execute("UPDATE runs SET status = 'odd'", []).unwrap();
+    assert!(matches!(root.reader(&app).run(&id), Err(LedgerError::BadRow { .. })));
+}

@@ -1,0 +1,11 @@
+//! Everything together: a real root, real hosts, real ledgers. One binary, because V8 links slowly.
+
+mod admin;
+mod cli;
+mod crash;
+mod disk;
+mod examples;
+mod harness;
+mod hostile;
+mod isolate;
+mod runs;
