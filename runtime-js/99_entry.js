@@ -76,4 +76,21 @@
 
   const names = p.ObjectKeys(rt.globals);
   for (let i = 0; i < names.length; i++) p.define(globalThis, names[i], rt.globals[names[i]]);
+
+  // A function that has run is in the snapshot with its bytecode; one that has not is compiled in every run that calls
+  // it. There is no run yet, so none of this reaches anybody.
+  const [{ ctx, log }] = rt.entry.automation('{"trigger":{}}', '{}');
+  const [{ db }] = rt.entry.query('app', 'name', '{}');
+  const ignored = () => {};
+  const promises = [
+    ctx.tool('x', {}), ctx.agent({ prompt: '' }), ctx.invoke('x', {}), ctx.state.get('x'), ctx.state.set('x', 1),
+    ctx.state.delete('x'), ctx.runs.last(), ctx.runs.list({}), db.prepare('x').get(1), db.exec('x'),
+  ];
+  for (const promise of promises) promise.catch(ignored);
+  log.info('x', {});
+  console.log('x', 1);
+  clearTimeout(setTimeout(ignored, 1));
+  rt.entry.outcome({ summary: '', output: {} });
+  rt.entry.returned({});
+  rt.entry.describe(new p.Error('x'));
 })

@@ -163,6 +163,9 @@ impl Config {
         if self.runs.warm_hosts > 64 {
             return Err(format!("runs.warm_hosts is {}; it must be at most 64", self.runs.warm_hosts));
         }
+        if let Some(problem) = self.models.problems().into_iter().next() {
+            return Err(problem);
+        }
         self.limits.check()
     }
 }
@@ -194,6 +197,7 @@ mod tests {
             ("[limits]\nheap_bytes = 5", "at least"),
             ("[runs]\nslots = 0", "from 1 to 1024"),
             ("nope", "line 1"),
+            ("[models.local]\nbase_url = \"nowhere\"", "base_url"),
         ] {
             let error = load(text).unwrap_err();
             assert!(error.contains(told) && error.contains(FILE), "{text}: {error}");

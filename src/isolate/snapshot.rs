@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use deno_core::v8;
 
@@ -146,6 +146,19 @@ pub(super) fn origin<'s>(scope: &v8::PinScope<'s, '_>, name: &str, is_module: bo
     Some(v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, is_module, None))
 }
 
+/// V8 shares the read-only part of its heap between the isolates of a process, and drops it with the last of them. An
+/// isolate that does nothing, made once, keeps it, so that each new one takes a third less time; it costs a megabyte.
+fn keep_shared_parts(blob: &'static [u8]) {
+    static KEEPER: Once = Once::new();
+    KEEPER.call_once(|| {
+        let params = v8::CreateParams::default()
+            .snapshot_blob(v8::StartupData::from(Cow::Borrowed(blob)))
+            .external_references(ops::external_references());
+        // Isolates are entered and left like a stack; this one is the bottom, for ever.
+        std::mem::forget(v8::Isolate::new(params));
+    });
+}
+
 /// An isolate that has run nothing yet, and its one context.
 pub(super) struct Fresh {
     pub(super) entries: Entries,
@@ -169,6 +182,7 @@ pub(super) fn fresh(blob: &'static [u8], shared: &'static Shared, limits: &Limit
         .array_buffer_allocator(allocator)
         .heap_limits(0, heap_bytes)
         .allow_atomics_wait(false);
+    keep_shared_parts(blob);
     let mut isolate = v8::Isolate::new(params);
     isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
     limits::guard(&mut isolate);

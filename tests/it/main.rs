@@ -1,6 +1,7 @@
 //! Everything together: a real root, real hosts, real ledgers. One binary, because V8 links slowly.
 
 mod admin;
+mod agent;
 mod cli;
 mod crash;
 mod disk;
