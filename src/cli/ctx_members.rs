@@ -4,7 +4,7 @@
 //! This reads words and signs, not the language. It looks only at `ctx.<name>` and at the two objects below it, and
 //! stays silent where `ctx` may be something else, because the handler declares one of its own.
 
-use crate::core::manifest::near_name::nearest;
+use crate::core::near_name::nearest;
 use crate::fire::Problem;
 use crate::isolate::CTX_MEMBERS;
 

@@ -225,7 +225,9 @@ pub fn problem(problem: &Problem, indent: &str) -> io::Result<()> {
         place.push_str(": ");
     }
     let kind = format!("{}[{}]", problem.severity, problem.code);
-    let field = if problem.field.is_empty() { String::new() } else { format!("{}: ", problem.field) };
+    // Most messages begin with the field's name already.
+    let said = problem.field.is_empty() || problem.message.starts_with(&problem.field);
+    let field = if said { String::new() } else { format!("{}: ", problem.field) };
     line(format_args!(
         "{indent}{}{}: {}{}",
         shown(&place),

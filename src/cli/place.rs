@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::failure::Failure;
-use crate::core::manifest::near_name::nearest;
+use crate::core::near_name::nearest;
 use crate::daemon::Folders;
 use crate::daemon::home::{self, DaemonInfo};
 use crate::fire::{AppId, AutomationId, Handle};

@@ -25,6 +25,7 @@ use std::fmt;
 
 use chrono_tz::Tz;
 
+use crate::core::shortened::shortened;
 use crate::fire::EpochMs;
 use fields::{Fields, STAR_HOUR, STAR_MINUTE};
 
@@ -58,8 +59,7 @@ pub struct CronError {
 const LONGEST_QUOTE: usize = 60;
 
 fn quoted(text: &str) -> String {
-    let shown: String = text.chars().take(LONGEST_QUOTE).collect();
-    if shown.len() < text.len() { format!("{:?}", shown + "…") } else { format!("{shown:?}") }
+    format!("{:?}", shortened(text, LONGEST_QUOTE))
 }
 
 impl CronSchedule {

@@ -12,10 +12,13 @@
 pub mod admission;
 pub mod cron;
 pub mod disk;
+pub mod json_schema;
 pub mod manifest;
+pub mod near_name;
 pub mod registry;
 pub mod run;
 pub mod schedule;
+pub mod shortened;
 mod transitions;
 
 use std::cmp::Reverse;

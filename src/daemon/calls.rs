@@ -1,8 +1,10 @@
 //! The calls that a handler makes through `ctx`: recorded, routed, answered.
 //!
 //! All calls of one tick come as one batch. The rows of a batch are written in one transaction before any of its calls
-//! leaves the process; then the calls run side by side; and those that end together are closed together. A row is closed
-//! before its handler learns the result. State and history reads are no nodes and leave no row.
+//! leaves the process; then the calls run side by side; and those that end together are closed together. The handler is
+//! answered when the closing stands in the ledger's queue, and not only when it is committed: so the end of one call and
+//! the beginning of the next share a commit. A crash in between leaves an open row of an interrupted run, and that is
+//! what the next start makes of it. State and history reads are no nodes and leave no row.
 
 use std::sync::Arc;
 
@@ -39,6 +41,8 @@ pub struct Calls {
     next_ordinal: u32,
     batches: JoinSet<()>,
     logs: mpsc::UnboundedReceiver<Vec<LogLine>>,
+    /// Ends when the last closing is written.
+    closings_done: mpsc::Receiver<()>,
 }
 
 /// Who calls: what every call of the run needs.
@@ -49,6 +53,8 @@ struct Caller {
     manifest: Arc<Manifest>,
     /// Where the log lines of queries and actions go: into the run's own log.
     logs: mpsc::UnboundedSender<Vec<LogLine>>,
+    /// Held by each closing that is not written yet.
+    closings: mpsc::Sender<()>,
 }
 
 /// What became of one call.
@@ -63,14 +69,16 @@ struct Done {
 impl Calls {
     pub fn new(services: Arc<Services>, spec: &RunSpec, control: JobControl) -> Self {
         let (tx, logs) = mpsc::unbounded_channel();
+        let (closings, closings_done) = mpsc::channel(1);
         let caller = Caller {
             services,
             run_id: spec.run_id.clone(),
             handle: spec.handle.clone(),
             manifest: Arc::clone(&spec.manifest),
             logs: tx,
+            closings,
         };
-        Self { caller: Arc::new(caller), control, next_ordinal: 0, batches: JoinSet::new(), logs }
+        Self { caller: Arc::new(caller), control, next_ordinal: 0, batches: JoinSet::new(), logs, closings_done }
     }
 
     /// Takes a batch in and returns at once. `tick` is what the calls of one tick share, when it made more than one.
@@ -105,18 +113,19 @@ impl Calls {
         self.logs.recv().await.unwrap_or_default()
     }
 
-    /// The lines that are left when the run has ended.
-    pub fn take_logs(&mut self) -> Vec<LogLine> {
+    /// Drops what is still pending, and returns when nothing of it runs any more and what was closed is written. Gives the
+    /// log lines that are left.
+    pub async fn finish(self) -> Vec<LogLine> {
+        let Self { caller, mut batches, mut logs, mut closings_done, .. } = self;
+        batches.shutdown().await;
+        drop(caller);
+        // Nobody sends: this returns when the last sender is gone.
+        closings_done.recv().await;
         let mut lines = Vec::new();
-        while let Ok(more) = self.logs.try_recv() {
+        while let Ok(more) = logs.try_recv() {
             lines.extend(more);
         }
         lines
-    }
-
-    /// Drops what is still pending, and returns when nothing of it runs any more.
-    pub async fn drop_pending(&mut self) {
-        self.batches.shutdown().await;
     }
 }
 
@@ -188,11 +197,11 @@ impl Caller {
             while let Some(Some(next)) = futures::FutureExt::now_or_never(running.next()) {
                 done.push(next);
             }
-            self.close(done, &control).await;
+            self.close(done, &control);
         }
     }
 
-    async fn close(&self, done: Vec<Done>, control: &JobControl) {
+    fn close(&self, done: Vec<Done>, control: &JobControl) {
         let now = self.services.clock.now_ms();
         let rows: Vec<NodeClose> = done
             .iter()
@@ -208,28 +217,29 @@ impl Caller {
                 })
             })
             .collect();
+        if !rows.is_empty() {
+            self.write_closings(rows, now);
+        }
+        control.reply(done.into_iter().map(|done| (done.id, done.reply)).collect());
+    }
+
+    /// Queues the closings now, and tells of them live when they are written.
+    fn write_closings(&self, rows: Vec<NodeClose>, at: i64) {
         let told: Vec<RunHappening> = rows
             .iter()
-            .map(|row| RunHappening::NodeClosed { ordinal: row.ordinal, ok: row.ok, error: row.error.clone(), at: now })
+            .map(|row| RunHappening::NodeClosed { ordinal: row.ordinal, ok: row.ok, error: row.error.clone(), at })
             .collect();
-        let mut unrecorded = None;
-        if !rows.is_empty()
-            && let Err(error) = self.services.ledgers.close_nodes(&self.handle.app, &self.run_id, rows).await
-        {
-            tracing::warn!(handle = %self.handle, run = %self.run_id, %error, "nodes could not be closed");
-            unrecorded = Some(CallError::new("ledger", format!("the result could not be recorded: {error}")));
-        }
-        for what in told {
-            self.tell(what);
-        }
-        let replies = done
-            .into_iter()
-            .map(|done| match (&unrecorded, done.ordinal) {
-                (Some(error), Some(_)) => (done.id, Err(error.clone())),
-                _ => (done.id, done.reply),
-            })
-            .collect();
-        control.reply(replies);
+        let written = self.services.ledgers.close_nodes(&self.handle.app, &self.run_id, rows);
+        let (services, run_id, handle) = (Arc::clone(&self.services), self.run_id.clone(), self.handle.clone());
+        let pending = self.closings.clone();
+        tokio::spawn(async move {
+            match written.await {
+                Ok(()) => told.into_iter().for_each(|what| services.bus.tell(&run_id, &handle, what)),
+                // The run's own end closes what is left open.
+                Err(error) => tracing::warn!(%handle, run = %run_id, %error, "nodes could not be closed"),
+            }
+            drop(pending);
+        });
     }
 
     fn tell(&self, what: RunHappening) {

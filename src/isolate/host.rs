@@ -68,7 +68,7 @@ fn serve() -> Result<i32, HostError> {
     let mut next = snapshot::fresh(blob, shared, &limits)?;
     sandbox::leave_files();
     limits::start_watchdog(shared)?;
-    sandbox::enter(&shared.memory, Shared::data_bytes(&limits), EXIT_MEMORY);
+    sandbox::enter(&shared.memory, Shared::data_growth(&limits), EXIT_MEMORY);
 
     let resident_at_start = shared.memory.resident_bytes();
     let mut cache = CodeCache::default();
@@ -88,6 +88,9 @@ fn serve() -> Result<i32, HostError> {
             let end = JobEnd { outcome, cpu_ms, peak_bytes };
             send(shared, &FromHost::Ended(end)).map_err(std::io::Error::other)
         })?;
+        // The kernel takes a write to a pipe for the writer's last act, and wakes the reader on the same core: without
+        // this the daemon would hear of the end when the next isolate stands, a millisecond later.
+        std::thread::yield_now();
         drop(next);
         let grown = shared.memory.resident_bytes().zip(resident_at_start).map(|(now, then)| now.saturating_sub(then));
         if grown.is_some_and(|grown| grown > RETIRE_GROWTH) {

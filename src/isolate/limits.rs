@@ -248,11 +248,10 @@ impl Shared {
         lock(&self.inbox)
     }
 
-    /// The limit of private writable memory of the whole process, above everything that the watchdog allows.
-    pub(super) fn data_bytes(limits: &Limits) -> u64 {
-        // V8's own reservations count here as soon as they are writable; what stands in the way of a runaway
-        // allocation between two ticks need not be tight.
-        limits.heap_bytes + limits.external_bytes + 4 * OVERHEAD + (HEAP_ROOM * (HEAP_ROOMS + 1)) as u64
+    /// How much private writable memory the process may map beyond what it starts with: above everything that the
+    /// watchdog allows, since it only has to hold between two of its ticks.
+    pub(super) fn data_growth(limits: &Limits) -> u64 {
+        limits.heap_bytes + limits.external_bytes + 2 * OVERHEAD + (HEAP_ROOM * (HEAP_ROOMS + 1)) as u64
     }
 
     /// A run starts: from here its CPU time and memory count.
@@ -287,7 +286,8 @@ impl Shared {
     pub(super) fn set_busy(&self) {
         self.busy.store(true, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) {
-            let _held = lock(&self.bell.0);
+            // Having held the lock once is enough: the watchdog looks at `busy` under it before it sleeps.
+            drop(lock(&self.bell.0));
             self.bell.1.notify_one();
         }
     }
@@ -314,9 +314,13 @@ impl Shared {
         lock(&self.active).as_ref().and_then(|run| run.abort_until)
     }
 
-    /// Stops the current run; the first reason stands.
-    pub(super) fn stop(&self, why: Stop) {
-        if let Some(run) = lock(&self.active).as_mut() {
+    /// Stops the current run; the first reason stands. Called by V8 in the midst of things, so it does not wait for
+    /// the watchdog, which may be waiting for V8: if it is at work now, it sees the reason at its next tick.
+    fn stop(&self, why: Stop) {
+        let _ = self.stop.compare_exchange(0, why as u8, Ordering::SeqCst, Ordering::SeqCst);
+        if let Ok(mut active) = self.active.try_lock()
+            && let Some(run) = active.as_mut()
+        {
             self.stop_run(run, why);
         }
     }
@@ -386,7 +390,9 @@ impl Shared {
             }
             return;
         }
-        if resident.zip(run.resident_limit).is_some_and(|(now, most)| now > most) {
+        if let Some(why) = self.stopped() {
+            self.stop_run(run, why);
+        } else if resident.zip(run.resident_limit).is_some_and(|(now, most)| now > most) {
             self.stop_run(run, Stop::Memory);
         } else if sandbox::cpu_time().saturating_sub(run.cpu_start) > run.cpu_limit {
             self.stop_run(run, Stop::Cpu);

@@ -347,6 +347,10 @@ pub(super) async fn drive(spawned: Spawned, pool: Weak<Inner>) {
 async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_ready: &mut bool) -> Over {
     let mut until = Some((Instant::now() + START_TIME, false));
     loop {
+        // A wake-up for it may have been used up while an event was delivered.
+        if host.state().kill {
+            return Over::Killed;
+        }
         let events = host.state().current.as_ref().map(|current| current.events.clone());
         let unheard = async {
             match &events {
@@ -364,9 +368,6 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
             biased;
             frame = frames.next() => frame,
             () = host.bell.notified() => {
-                if host.state().kill {
-                    return Over::Killed;
-                }
                 // A run was handed over: it has its own limits, and no time here.
                 if host.state().current.is_some() {
                     until = None;
@@ -403,7 +404,7 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
                 }
             }
             FromHost::Batch { logs, calls, tick } => {
-                {
+                let events = {
                     let mut state = host.state();
                     let Some(current) = state.current.as_mut() else {
                         return Over::Protocol("a batch outside a run".into());
@@ -414,7 +415,9 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
                     if current.outstanding.len() > host.limits.in_flight as usize {
                         return Over::Protocol("more calls in flight than allowed".into());
                     }
-                }
+                    // Not the sender from above: the run may have begun since then.
+                    current.events.clone()
+                };
                 if let Some(over) = deliver(host, events, JobEvent::Batch { logs, calls, tick }).await {
                     return over;
                 }
@@ -432,15 +435,14 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
                 }
                 until = Some((Instant::now() + RENEW_TIME, false));
                 // Nobody may be listening to the end any more, and that is no fault of the host.
-                let _ = deliver(host, Some(current.events), JobEvent::Ended(end)).await;
+                let _ = deliver(host, current.events, JobEvent::Ended(end)).await;
             }
         }
     }
 }
 
 /// Gives an event to the daemon; a kill does not wait behind a daemon that is slow to take it.
-async fn deliver(host: &Host, events: Option<mpsc::Sender<JobEvent>>, event: JobEvent) -> Option<Over> {
-    let events = events?;
+async fn deliver(host: &Host, events: mpsc::Sender<JobEvent>, event: JobEvent) -> Option<Over> {
     let event = match events.try_send(event) {
         Ok(()) => return None,
         Err(mpsc::error::TrySendError::Closed(_)) => return Some(Over::Unheard),

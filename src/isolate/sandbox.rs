@@ -36,13 +36,19 @@ impl Memory {
         }
     }
 
+    /// One number of `/proc/self/statm`, in bytes.
     #[cfg(target_os = "linux")]
-    pub(super) fn resident_bytes(&self) -> Option<u64> {
+    fn statm(&self, field: usize) -> Option<u64> {
         use std::os::unix::fs::FileExt;
         let mut text = [0u8; 128];
         let len = self.statm.as_ref()?.read_at(&mut text, 0).ok()?;
-        let pages: u64 = std::str::from_utf8(&text[..len]).ok()?.split(' ').nth(1)?.parse().ok()?;
+        let pages: u64 = std::str::from_utf8(&text[..len]).ok()?.split(' ').nth(field)?.parse().ok()?;
         Some(pages * page_size())
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn resident_bytes(&self) -> Option<u64> {
+        self.statm(1)
     }
 
     #[cfg(all(unix, not(target_os = "linux")))]
@@ -94,19 +100,15 @@ pub(super) fn leave_files() {
 
 /// Gives up what else a host does not need. Call it when all threads are up.
 ///
-/// `data_bytes` caps private writable memory, as a last wall behind the watchdog. Where that wall makes an allocation
-/// fail whose caller can only abort, the process ends with `out_of_memory` as its exit code.
-pub(super) fn enter(memory: &Memory, data_bytes: u64, out_of_memory: i32) {
-    #[cfg(target_os = "linux")]
-    linux::explain_aborts(memory, data_bytes, out_of_memory);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (memory, out_of_memory);
+/// `growth` caps private writable memory beyond what is mapped now, as a last wall behind the watchdog. Where that wall
+/// makes an allocation fail whose caller can only abort, the process ends with `out_of_memory` as its exit code.
+pub(super) fn enter(memory: &Memory, growth: u64, out_of_memory: i32) {
     #[cfg(unix)]
-    unix::set_limits(data_bytes);
+    unix::set_limits();
     #[cfg(target_os = "linux")]
-    linux::enter(memory);
-    #[cfg(not(unix))]
-    let _ = data_bytes;
+    linux::enter(memory, growth, out_of_memory);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (memory, growth, out_of_memory);
 }
 
 #[cfg(unix)]
@@ -213,25 +215,24 @@ mod unix {
         unsafe { libc::_exit(code) }
     }
 
-    pub(super) fn set_limits(data_bytes: u64) {
-        let limits = [
-            (libc::RLIMIT_CORE, 0),
-            // Standard input, output and error, the open statm, and what a library may hold.
-            (libc::RLIMIT_NOFILE, 16),
-            #[cfg(target_os = "linux")]
-            (libc::RLIMIT_DATA, data_bytes),
-        ];
-        #[cfg(not(target_os = "linux"))]
-        let _ = data_bytes;
-        for (what, most) in limits {
-            let most = libc::rlim_t::try_from(most).unwrap_or(libc::RLIM_INFINITY);
-            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
-            // SAFETY: a valid struct; a refusal leaves the old limit, and the watchdog watches anyway.
-            unsafe {
-                libc::setrlimit(what, &limit);
-            }
-        }
+    pub(super) fn set_limits() {
+        limit(libc::RLIMIT_CORE, 0);
+        // Standard input, output and error, the open statm, and what a library may hold.
+        limit(libc::RLIMIT_NOFILE, 16);
     }
+
+    /// A refusal leaves the old limit.
+    pub(super) fn limit(what: Resource, most: u64) {
+        let most = libc::rlim_t::try_from(most).unwrap_or(libc::RLIM_INFINITY);
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        // SAFETY: a valid struct.
+        unsafe { libc::setrlimit(what, &limit) };
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    type Resource = libc::__rlimit_resource_t;
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    type Resource = libc::c_int;
 }
 
 #[cfg(not(unix))]
@@ -332,7 +333,8 @@ mod linux {
         BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     };
 
-    pub(super) fn enter(memory: &super::Memory) {
+    pub(super) fn enter(memory: &super::Memory, growth: u64, out_of_memory: i32) {
+        limit_data(memory, growth, out_of_memory);
         // The one descriptor to spare beside the standard ones.
         let kept = memory.statm.as_ref().map_or(2, |file| file.as_raw_fd().unsigned_abs());
         // SAFETY: plain system calls on this process, in which nothing else holds a descriptor.
@@ -353,13 +355,15 @@ mod linux {
     static MANY_PAGES: AtomicU64 = AtomicU64::new(u64::MAX);
     static OUT_OF_MEMORY: AtomicI32 = AtomicI32::new(0);
 
-    /// Code that cannot report a failed allocation (V8's own containers) calls `abort` without a word.
-    pub(super) fn explain_aborts(memory: &super::Memory, data_bytes: u64, out_of_memory: i32) {
-        let Some(statm) = &memory.statm else { return };
+    /// What is mapped as data now is mostly V8's reservations, and depends on its version: only growth is limited.
+    fn limit_data(memory: &super::Memory, growth: u64, out_of_memory: i32) {
+        let (Some(statm), Some(now)) = (&memory.statm, memory.statm(5)) else { return };
+        super::unix::limit(libc::RLIMIT_DATA, now + growth);
         STATM.store(statm.as_raw_fd(), Ordering::SeqCst);
-        // A container that doubles fails when it holds a third of what there is; the rest is a host's idle size.
-        MANY_PAGES.store(data_bytes / 3 / super::page_size(), Ordering::SeqCst);
+        // A container that doubles fails when it holds a third of what there is.
+        MANY_PAGES.store((now + growth / 4) / super::page_size(), Ordering::SeqCst);
         OUT_OF_MEMORY.store(out_of_memory, Ordering::SeqCst);
+        // Code that cannot report a failed allocation (V8's own containers) calls `abort` without a word.
         // SAFETY: the handler does nothing but read a file, count, and end the process.
         unsafe { libc::signal(libc::SIGABRT, on_abort as *const () as libc::sighandler_t) };
     }

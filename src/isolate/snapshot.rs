@@ -69,6 +69,8 @@ pub(super) fn init_v8() -> v8::SharedRef<v8::Platform> {
     PLATFORM
         .get_or_init(|| {
             v8::V8::set_flags_from_string("--single-threaded --no-flush-bytecode");
+            // V8 would read a device file, which a host cannot open, and then seed itself from the clock.
+            v8::V8::set_entropy_source(|bytes: &mut [u8]| getrandom::fill(bytes).is_ok());
             let platform = v8::new_single_threaded_default_platform(false).make_shared();
             v8::V8::initialize_platform(platform.clone());
             v8::V8::initialize();
@@ -146,6 +148,9 @@ pub(super) fn origin<'s>(scope: &v8::PinScope<'s, '_>, name: &str, is_module: bo
     Some(v8::ScriptOrigin::new(scope, name.into(), 0, 0, false, 0, None, false, false, is_module, None))
 }
 
+/// It allocates nothing; V8 reserves address space in proportion.
+const KEEPER_HEAP: usize = 16 << 20;
+
 /// V8 shares the read-only part of its heap between the isolates of a process, and drops it with the last of them. An
 /// isolate that does nothing, made once, keeps it, so that each new one takes a third less time; it costs a megabyte.
 fn keep_shared_parts(blob: &'static [u8]) {
@@ -153,7 +158,8 @@ fn keep_shared_parts(blob: &'static [u8]) {
     KEEPER.call_once(|| {
         let params = v8::CreateParams::default()
             .snapshot_blob(v8::StartupData::from(Cow::Borrowed(blob)))
-            .external_references(ops::external_references());
+            .external_references(ops::external_references())
+            .heap_limits(0, KEEPER_HEAP);
         // Isolates are entered and left like a stack; this one is the bottom, for ever.
         std::mem::forget(v8::Isolate::new(params));
     });

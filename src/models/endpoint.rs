@@ -21,8 +21,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-use super::schema::{AnswerSchema, shortened};
+use super::schema::AnswerSchema;
 use super::{MAX_ANSWER_BYTES, MODEL_FAILED, MODEL_NOT_CONFIGURED, Sleep};
+use crate::core::shortened::shortened;
 use crate::fire::CallError;
 
 /// Requests sent for one answer, the first included.
@@ -33,6 +34,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Of a refusal only the message is wanted.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
+/// Characters of a foreign text that a message repeats.
+const SHOWN_CHARS: usize = 300;
 /// Nothing that listens takes longer. The answer itself may take as long as the run has.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -255,7 +258,7 @@ struct Choice {
 impl Completion {
     fn answer(self) -> Result<Answer, Refused> {
         if !self.error.is_null() {
-            return Err(Refused::because(shortened(&error_text(&self.error))));
+            return Err(Refused::because(shortened(&error_text(&self.error), SHOWN_CHARS)));
         }
         let Some(choice) = self.choices.unwrap_or_default().into_iter().next() else {
             return Err(Refused::because("its answer holds no choices"));
@@ -267,8 +270,10 @@ impl Completion {
         };
         if text.trim().is_empty() {
             let why = match (choice.message["refusal"].as_str(), choice.finish_reason.as_str()) {
-                (Some(refusal), _) => format!("it refused: {}", shortened(refusal)),
-                (None, Some(reason)) => format!("its answer holds no text (finish_reason {:?})", shortened(reason)),
+                (Some(refusal), _) => format!("it refused: {}", shortened(refusal, SHOWN_CHARS)),
+                (None, Some(reason)) => {
+                    format!("its answer holds no text (finish_reason {:?})", shortened(reason, SHOWN_CHARS))
+                }
                 (None, None) => "its answer holds no text".to_owned(),
             };
             return Err(Refused::because(why));
@@ -282,13 +287,13 @@ fn refused(error: OpenAIError) -> Refused {
     match error {
         OpenAIError::Boxed(error) => match error.downcast::<Refused>() {
             Ok(refused) => *refused,
-            Err(error) => Refused::because(shortened(&error.to_string())),
+            Err(error) => Refused::because(shortened(&error.to_string(), SHOWN_CHARS)),
         },
         OpenAIError::Reqwest(error) => Refused::because(causes(&error.without_url())),
         OpenAIError::JSONDeserialize(error, _) => {
             Refused::because(format!("its answer is no chat completion: {error}"))
         }
-        other => Refused::because(shortened(&other.to_string())),
+        other => Refused::because(shortened(&other.to_string(), SHOWN_CHARS)),
     }
 }
 
@@ -360,7 +365,7 @@ fn refusal_text(body: &[u8]) -> String {
         Ok(value) => error_text(value.get("error").unwrap_or(&value)),
         Err(_) => text.trim().to_owned(),
     };
-    if message.is_empty() { "it gave no reason".to_owned() } else { shortened(&message) }
+    if message.is_empty() { "it gave no reason".to_owned() } else { shortened(&message, SHOWN_CHARS) }
 }
 
 fn error_text(error: &Value) -> String {
@@ -378,5 +383,5 @@ fn causes(error: &reqwest::Error) -> String {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
     }
-    shortened(&text)
+    shortened(&text, SHOWN_CHARS)
 }

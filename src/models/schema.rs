@@ -3,17 +3,16 @@
 use serde_json::Value;
 
 use super::AGENT_BAD_ARGS;
+use crate::core::json_schema::Schema;
 use crate::fire::CallError;
 
 /// Problems told to the model; the first few say what the rest repeat.
 const SHOWN: usize = 8;
-/// Characters of one problem, which may quote the answer.
-const SHOWN_CHARS: usize = 300;
 
 /// A compiled schema with its text.
 pub struct AnswerSchema {
     source: Value,
-    validator: jsonschema::Validator,
+    compiled: Schema,
 }
 
 impl AnswerSchema {
@@ -22,12 +21,9 @@ impl AnswerSchema {
     /// # Errors
     /// [`AGENT_BAD_ARGS`] when it is no schema.
     pub fn compile(source: Value) -> Result<Self, CallError> {
-        match jsonschema::options().offline().build(&source) {
-            Ok(validator) => Ok(Self { source, validator }),
-            Err(error) => {
-                let reason = shortened(&error.to_string());
-                Err(CallError::new(AGENT_BAD_ARGS, format!("`json` is no valid JSON Schema: {reason}")))
-            }
+        match Schema::compile(&source) {
+            Ok(compiled) => Ok(Self { source, compiled }),
+            Err(broken) => Err(CallError::new(AGENT_BAD_ARGS, format!("`json` is no valid JSON Schema: {broken}"))),
         }
     }
 
@@ -53,15 +49,10 @@ impl AnswerSchema {
     /// The value in an answer, or what is wrong with it.
     pub fn read(&self, text: &str) -> Result<Value, String> {
         let value: Value = serde_json::from_str(unfenced(text)).map_err(|error| format!("it is no JSON: {error}"))?;
-        let mut problems: Vec<String> = Vec::new();
-        for error in self.validator.iter_errors(&value).take(SHOWN) {
-            let what = shortened(&error.to_string());
-            problems.push(match error.instance_path().as_str() {
-                "" => what,
-                path => format!("{}: {what}", shortened(path)),
-            });
+        match self.compiled.check(&value, "", SHOWN) {
+            Ok(()) => Ok(value),
+            Err(mismatch) => Err(mismatch.message),
         }
-        if problems.is_empty() { Ok(value) } else { Err(problems.join("; ")) }
     }
 }
 
@@ -88,13 +79,6 @@ fn objects_are_closed(schema: &Value) -> bool {
         }
         Value::Array(items) => items.iter().all(objects_are_closed),
         _ => true,
-    }
-}
-
-pub fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
     }
 }
 

@@ -12,7 +12,6 @@
 
 mod declared;
 mod handler_call;
-mod schema;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,12 +22,13 @@ use sha2::{Digest, Sha256};
 
 use self::declared::{Declared, Entry, is_plain_word};
 pub use self::handler_call::HandlerCall;
-use crate::core::manifest::near_name::nearest;
+use crate::core::near_name::nearest;
+use crate::core::shortened::shortened;
 use crate::fire::{AppId, CallError};
 use crate::tools::data_db::Migrations;
 use crate::tools::{
     AppFiles, Builtin, HANDLER_ERROR, INVALID_INPUT, INVALID_MANIFEST, UNKNOWN_ACTION, UNKNOWN_APP, UNKNOWN_QUERY,
-    WRONG_KIND, shortened,
+    WRONG_KIND,
 };
 
 /// As for `automation.json`: more is no manifest that a person or a model wrote.
@@ -37,6 +37,8 @@ const MAX_APP_JSON_BYTES: usize = 256 * 1024;
 const MAX_SOURCE_BYTES: usize = 1024 * 1024;
 /// Parsed manifests kept; far more apps than one root is used with at a time, and a few MiB at most.
 const CACHED_APPS: usize = 256;
+/// Problems shown of one value that breaks a schema. A form needs the first, a model profits from a few.
+const SHOWN_PROBLEMS: usize = 4;
 
 /// The two kinds of handlers that an app declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -191,11 +193,11 @@ impl AppTools {
         let schema = entry.input().map_err(|reason| {
             CallError::new(INVALID_MANIFEST, format!("the `input` schema of {what} is invalid: {reason}"))
         })?;
-        let Some(Err(refusal)) = schema.map(|schema| schema.check(input)) else {
+        let Some(Err(mismatch)) = schema.map(|schema| schema.check(input, "", SHOWN_PROBLEMS)) else {
             return Ok(());
         };
-        let message = format!("{what} refuses its input: {}", refusal.message);
-        Err(CallError { path: refusal.path, ..CallError::new(INVALID_INPUT, message) })
+        let message = format!("{what} refuses its input: {}", mismatch.message);
+        Err(CallError { path: mismatch.path, ..CallError::new(INVALID_INPUT, message) })
     }
 
     fn unknown_entry(&self, declared: &Declared, kind: HandlerKind, name: &str, app: &AppId, dir: &Path) -> CallError {

@@ -192,7 +192,7 @@ impl Session {
             "exec" => self.exec(sql),
             op => Err(Failure::Call(CallError::new(
                 INVALID_CALL,
-                format!("no database operation {:?}", crate::tools::shortened(op, 50)),
+                format!("no database operation {:?}", crate::core::shortened::shortened(op, 50)),
             ))),
         };
         if self.connection.is_autocommit() {

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::core::manifest::Requires;
-use crate::core::manifest::near_name::nearest;
+use crate::core::near_name::nearest;
+use crate::core::shortened::shortened;
 use crate::fire::{AppId, CallError, Problem};
 
 /// The call is refused by the allow-list.
@@ -194,14 +195,6 @@ pub trait AppFiles: Send + Sync {
     /// # Errors
     /// A [`Problem`] when it cannot be listed.
     fn list(&self, app_dir: &Path, relative: &Path) -> Result<Vec<String>, Box<Problem>>;
-}
-
-/// At most `max_chars` characters of a text that someone else chose, for a message.
-pub(crate) fn shortened(text: &str, max_chars: usize) -> String {
-    match text.char_indices().nth(max_chars) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

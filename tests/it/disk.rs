@@ -95,11 +95,8 @@ async fn cron_fires_on_the_instant_and_once() {
         clock.set(to);
         let fires = if to == START + 120_000 { 2 } else { 1 };
         until(&daemon, "the fire", move |state| state.open_runs().count() == 0 && state.schedule.armed() == 1).await;
-        while root.join("a/runtime.sqlite").metadata().is_err()
-            || root.sql("a", "select count(*) from runs where status = 'ok'") != [fires.to_string()]
-        {
-            crate::harness::within(told.recv()).await.expect("an event");
-        }
+        let count = "select count(*) from runs where status = 'ok'";
+        root.sql_becomes(&mut told, "a", count, &[&fires.to_string()]).await;
     }
     let rows =
         root.sql("a", "select trigger_origin, status, scheduled_for, output_json from runs order by scheduled_for");

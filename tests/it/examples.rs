@@ -6,7 +6,7 @@ use dirigent::clock::{Clock, TestClock};
 use dirigent::fire::{ErrorCode, RunStatus};
 use serde_json::Value;
 
-use crate::harness::{Root, ended, run, start, until, within};
+use crate::harness::{Root, ended, run, start, until};
 
 /// 2026-11-23T06:59:30Z: half a minute before Monday, 8:00 in Berlin.
 const START: i64 = 1_795_417_170_000;
@@ -30,9 +30,7 @@ async fn every_example_is_valid_and_does_what_it_says() {
     until(&daemon, "both cron fires are over", |state| state.open_runs().count() == 0).await;
     for (app, count) in [("auto.heartbeat", "1"), ("bookshelf", "1")] {
         let fired = "select count(*) from runs where trigger_origin = 'cron' and status = 'ok'";
-        while root.join(app).join("runtime.sqlite").metadata().is_err() || root.sql(app, fired) != [count] {
-            within(told.recv()).await.expect("an event");
-        }
+        root.sql_becomes(&mut told, app, fired, &[count]).await;
     }
     let (_, beat) = run(&daemon, "auto.heartbeat/beat", None).await;
     assert_eq!(output(&beat)["beats"], 2);
@@ -58,8 +56,6 @@ async fn every_example_is_valid_and_does_what_it_says() {
     let failed = ended(end).await;
     assert_eq!((failed.status, failed.error_code), (RunStatus::Error, Some(ErrorCode::HandlerThrew)));
     let noted = "select count(*) from runs where automation_id = 'note-failure' and trigger_origin = 'failure' and status = 'ok'";
-    while root.sql("auto.supplier", noted) != ["1"] {
-        within(told.recv()).await.expect("an event");
-    }
+    root.sql_becomes(&mut told, "auto.supplier", noted, &["1"]).await;
     daemon.stop(Duration::ZERO).await;
 }

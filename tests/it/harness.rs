@@ -12,7 +12,7 @@ use dirigent::clock::Clock;
 use dirigent::config::Config;
 use dirigent::core::run::RunEnd;
 use dirigent::core::{Answer, FireRequest, State};
-use dirigent::daemon::{Daemon, Options, Scope};
+use dirigent::daemon::{Daemon, Options, RunEvent, Scope};
 use dirigent::fire::{Handle, RunId, TriggerInfo, TriggerOrigin};
 
 /// Longer than anything takes on two slow, busy cores.
@@ -73,10 +73,14 @@ impl Root {
 
     /// One text per row, columns joined by `|`, as the `sqlite3` program prints them.
     pub fn sql(&self, app: &str, query: &str) -> Vec<String> {
+        self.try_sql(app, query).unwrap_or_else(|error| panic!("{query}: {error}"))
+    }
+
+    /// As [`Self::sql`]; an error while there is no ledger, or no table in it yet.
+    fn try_sql(&self, app: &str, query: &str) -> rusqlite::Result<Vec<String>> {
         let path = self.join(app).join("runtime.sqlite");
-        let connection = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .expect("the ledger opens");
-        let mut statement = connection.prepare(query).expect("a query");
+        let connection = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let mut statement = connection.prepare(query)?;
         let columns = statement.column_count();
         let rows = statement.query_map([], |row| {
             let cells: Vec<String> = (0..columns)
@@ -90,7 +94,20 @@ impl Root {
                 .collect();
             Ok(cells.join("|"))
         });
-        rows.expect("rows").map(|row| row.expect("a row")).collect()
+        rows?.collect()
+    }
+
+    /// Waits until a query's rows are these, asking again after each event of a run.
+    pub async fn sql_becomes(
+        &self,
+        events: &mut tokio::sync::broadcast::Receiver<std::sync::Arc<RunEvent>>,
+        app: &str,
+        query: &str,
+        rows: &[&str],
+    ) {
+        while self.try_sql(app, query).ok().is_none_or(|found| found != rows) {
+            within(events.recv()).await.expect("an event");
+        }
     }
 
     /// A daemon in this process, on the real clock.

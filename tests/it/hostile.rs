@@ -3,7 +3,7 @@
 use dirigent::clock::{Clock, TestClock};
 use dirigent::fire::{ErrorCode, RunStatus};
 
-use crate::harness::{Root, ended, run, start, until, within};
+use crate::harness::{Root, ended, run, start, until};
 
 /// 2026-03-02T00:00:30Z.
 const START: i64 = 1_772_409_630_000;
@@ -41,11 +41,8 @@ async fn hostile_handlers_end_by_their_limits_while_others_fire_on_time() {
         !state.open_runs().any(|open| open.handle.app.as_str() == "b") && state.schedule.armed() == 1
     })
     .await;
-    while root.join("b/runtime.sqlite").metadata().is_err()
-        || root.sql("b", "select status, scheduled_for from runs") != [format!("ok|{}", START + 30_000)]
-    {
-        within(told.recv()).await.expect("an event");
-    }
+    let fired = format!("ok|{}", START + 30_000);
+    root.sql_becomes(&mut told, "b", "select status, scheduled_for from runs", &[&fired]).await;
     for (id, code, end) in started {
         let end = ended(end).await;
         assert_eq!((end.status, end.error_code), (RunStatus::Error, Some(code)), "{id}: {:?}", end.error);

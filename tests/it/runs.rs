@@ -5,7 +5,7 @@ use std::time::Duration;
 use dirigent::core::Answer;
 use dirigent::fire::{ErrorCode, RunStatus};
 
-use crate::harness::{Root, ended, handle, request, run, start, until, within};
+use crate::harness::{Root, ended, handle, request, run, start, until};
 
 const DONE: Duration = Duration::ZERO;
 /// Waits for ever, until it is cancelled.
@@ -168,9 +168,8 @@ async fn a_failure_is_handled_once_and_a_retry_comes_first() {
     let mut told = daemon.services().bus.runs();
     run(&daemon, "a/flaky", Some("5")).await;
     until(&daemon, "the end of all", |state| state.open_runs().count() == 0).await;
-    while root.sql("a", "select count(*) from runs where automation_id = 'catcher' and ended_at is not null") != ["1"] {
-        within(told.recv()).await.expect("an event");
-    }
+    let caught = "select count(*) from runs where automation_id = 'catcher' and ended_at is not null";
+    root.sql_becomes(&mut told, "a", caught, &["1"]).await;
     let rows = root.sql(
         "a",
         "select automation_id, trigger_origin, status, attempt, summary from runs order by queued_at, run_id",

@@ -9,7 +9,8 @@
 //!
 //! Invariants:
 //! - Whatever other hosts of this format accept and can run is accepted here; where they are lenient (`"enabled":
-//!   "yes"` means off, `{"count": 5.0}` is an integer, `requires` may be an array) so is this, with a warning.
+//!   "yes"` means off, `{"count": 5.0}` is an integer, `requires` may be an array, most of `outputSchema` is not
+//!   looked at) so is this, with a warning.
 //! - Only an absent `enabled` or a literal `true` is enabled.
 //! - A message never shows the value of `secretHash` or `secretRef`: people paste the plaintext there by mistake.
 //! - No input makes this panic, recurse without bound, or fetch anything.
@@ -18,7 +19,7 @@
 //! file says otherwise.
 
 mod json_tree;
-pub mod near_name;
+mod leniency;
 mod parse;
 mod position;
 mod report;
@@ -35,7 +36,6 @@ use serde_json::Value;
 pub use parse::{Parsed, parse};
 pub use rewrite::{RewriteError, provision_webhook, rotate_webhook, set_enabled};
 pub use schema::json_schema;
-pub use subschema::{SchemaFault, compile_schema};
 
 use crate::core::cron::CronSchedule;
 use crate::fire::{AppId, AutomationId, Handle};
@@ -61,7 +61,9 @@ pub struct Manifest {
     /// Apps it is shown under. Entries that can name no app folder are dropped, with a warning.
     pub apps: Vec<AppId>,
     pub cost_estimate: Option<CostEstimate>,
-    /// A JSON Schema that [`compile_schema`] compiles.
+    /// A JSON Schema that [`Schema::compile`] accepts: what stands in the file, without the keywords that are faulty.
+    ///
+    /// [`Schema::compile`]: crate::core::json_schema::Schema::compile
     pub output_schema: Option<Value>,
     pub on_failure: Option<FailureHandler>,
     pub keep: HistoryKeep,
@@ -119,7 +121,7 @@ pub struct Webhook {
     /// SHA-256 of the bearer secret; absent only where `verify` stands in its place.
     pub secret_sha256: Option<[u8; 32]>,
     pub verify: Option<Verify>,
-    /// A JSON Schema that [`compile_schema`] compiles; bodies that break it are not run.
+    /// A JSON Schema that compiles; bodies that break it are not run.
     pub filter: Option<Value>,
 }
 

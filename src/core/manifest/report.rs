@@ -9,8 +9,9 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::json_tree::Node;
-use super::near_name::nearest;
 use super::position::{Cursor, Path};
+use crate::core::near_name::nearest;
+use crate::core::shortened::shortened;
 use crate::fire::{Problem, Severity};
 
 /// Errors, and as many warnings, that are kept of one file; past it, one more problem says how many were left out.
@@ -250,13 +251,7 @@ pub fn as_whole_number(node: &Node) -> Option<i128> {
 /// What stands there, for a message: short values themselves, long ones cut, containers by kind.
 pub fn seen(node: &Node) -> String {
     match node.scalar() {
-        Some(Value::String(text)) => {
-            let mut short: String = text.chars().take(SEEN_CHARS).collect();
-            if short.len() < text.len() {
-                short.push('…');
-            }
-            Value::from(short).to_string()
-        }
+        Some(Value::String(text)) => Value::from(shortened(text, SEEN_CHARS)).to_string(),
         Some(other) => other.to_string(),
         None => kind_of(node).to_owned(),
     }

@@ -1,8 +1,8 @@
 //! The JSON Schema of `automation.json`, for editors and for the models that write manifests.
 //!
 //! It accepts what [`fn@super::parse`] accepts, so far as JSON Schema can say it. Beyond it are: whether a cron text means
-//! something, whether a time zone exists, whether an inner schema compiles (its references and patterns), the size
-//! limit, and all that is only a warning.
+//! something, whether a time zone exists, whether a webhook's `filter` compiles (its references and patterns), the
+//! size limit, and all that is only a warning.
 
 use serde_json::{Value, json};
 
@@ -136,21 +136,29 @@ fn cost_estimate() -> Value {
 }
 
 fn output_schema() -> Value {
+    let kind = json!({ "enum": ["array", "boolean", "integer", "null", "number", "object", "string"] });
     json!({
         "description": "JSON Schema of the handler's output.",
         "type": "object",
         "required": ["type"],
+        // No more than what other hosts read: a fault in any other keyword is only a warning.
         "properties": {
             "type": { "const": "object" },
-            "properties": { "type": "object" },
+            "properties": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": ["object", "boolean"],
+                    "properties": {
+                        "type": {
+                            "anyOf": [
+                                kind,
+                                { "type": "array", "items": kind, "minItems": 1, "uniqueItems": true },
+                            ],
+                        },
+                    },
+                },
+            },
             "required": { "type": "array", "items": { "type": "string", "minLength": 1 } },
-        },
-        // A schema of another draft is judged by that draft, which cannot be said here.
-        "if": { "properties": { "$schema": { "const": DRAFT } } },
-        "then": {
-            // A name that stands twice in `required` is only a warning.
-            "if": { "properties": { "required": { "uniqueItems": true } } },
-            "then": { "$ref": DRAFT },
         },
     })
 }

@@ -1,187 +1,55 @@
 //! JSON Schemas that stand inside a manifest: `outputSchema` and a webhook's `filter`.
 //!
-//! They come from people and models, so compiling one fetches nothing, whatever `$ref` says, and matching a pattern
-//! costs a bounded number of steps. [`compile_schema`] is the one way to a validator, here and where values are
-//! checked, so that what validation accepts also runs.
+//! What is kept of them compiles. A `filter` is this project's own, so all its faults are errors. `outputSchema` is
+//! shared with hosts that read little of it: there, only faults that they refuse too are errors; see
+//! [`leniency`](super::leniency).
 
-use jsonschema::{PatternOptions, Validator};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::json_tree::{Kind, Node};
+use super::leniency::{ignore, reduced};
 use super::position::Path;
 use super::report::{Report, kind_of, seen};
+use crate::core::json_schema::{DRAFT_HINT, Schema, SchemaFault, is_known_draft, unknown_draft};
 use crate::fire::Severity;
 
-/// Steps that one pattern may take on one string. The usual default allows ten times as many, which a hostile pattern
-/// turns into seconds.
-const PATTERN_STEPS: usize = 100_000;
+const OUTPUT_CODE: &str = "invalid_output_schema";
 
-/// Faults that are reported of one schema: one wrong level usually makes all below it wrong.
-const MAX_FAULTS: usize = 10;
+/// How often faults are taken out and the rest is compiled: a reference that leads nowhere is found only when the
+/// faults before it are gone. No schema that was written with care needs more, and a hostile one costs the daemon's
+/// loop a fraction of a second.
+const MAX_ROUNDS: usize = 16;
 
-/// How deep a culprit is looked for; JSON text nests no deeper.
-const MAX_DEPTH: usize = 128;
-
-/// Characters of a reference or value that a message repeats.
-const SHOWN_CHARS: usize = 80;
-
-/// Something wrong with a schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SchemaFault {
-    /// Keys and indexes from the schema's top to the culprit.
-    pub at: Vec<String>,
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-/// Compiles a JSON Schema of the draft that its `$schema` names, else of 2020-12. `format` is checked in the drafts
-/// that say so. References resolve within the schema and to the published meta-schemas only.
-///
-/// # Errors
-/// Every fault that the meta-schema finds, or the one that stops compilation; never an empty list.
-pub fn compile_schema(schema: &Value) -> Result<Validator, Vec<SchemaFault>> {
-    match jsonschema::meta::validator_for(schema) {
-        Ok(meta) => {
-            let mut faults: Vec<SchemaFault> = Vec::new();
-            for error in meta.iter_errors(schema) {
-                // The vocabularies of 2020-12 each find the same fault anew.
-                let found = fault(schema, &error);
-                if !faults.contains(&found) {
-                    faults.push(found);
-                }
-                if faults.len() == MAX_FAULTS {
-                    break;
-                }
-            }
-            if !faults.is_empty() {
-                return Err(faults);
-            }
-        }
-        Err(error) => return Err(vec![fault(schema, &error)]),
-    }
-    jsonschema::options()
-        .offline()
-        .with_pattern_options(PatternOptions::fancy_regex().backtrack_limit(PATTERN_STEPS))
-        .build(schema)
-        .map_err(|error| vec![fault(schema, &error)])
-}
-
-fn fault(schema: &Value, error: &jsonschema::ValidationError<'_>) -> SchemaFault {
-    use jsonschema::ReferencingError as Reference;
-    use jsonschema::error::ValidationErrorKind as Kind;
-
-    let at = |text: &str| find_text(schema, text).unwrap_or_default();
-    if let Kind::Referencing(reference) = error.kind() {
-        let draft = schema.get("$schema").and_then(Value::as_str);
-        let (culprit, message, hint) = match reference {
-            Reference::Unretrievable { uri, .. } if draft == Some(uri) => {
-                (uri.as_str(), unknown_draft(uri), Some(DRAFT_HINT))
-            }
-            Reference::Unretrievable { uri, .. } => (
-                uri.as_str(),
-                format!("refers to {:?}, and nothing is fetched from outside of the manifest", short(uri)),
-                Some("put the definition under \"$defs\" and refer to it as \"#/$defs/<name>\""),
-            ),
-            Reference::UnknownSpecification { specification } => {
-                (specification.as_str(), unknown_draft(specification), Some(DRAFT_HINT))
-            }
-            Reference::PointerToNowhere { pointer } => {
-                (pointer.as_str(), format!("refers to {:?}, where nothing is defined", short(pointer)), None)
-            }
-            Reference::InvalidUri(_) => ("", "holds a reference that is no valid URI".to_owned(), None),
-            other => ("", format!("cannot be resolved: {}", short(&other.to_string())), None),
-        };
-        return SchemaFault { at: at(culprit), message, hint: hint.map(str::to_owned) };
-    }
-    let at = error.instance_path().as_str().split('/').skip(1).map(unescape).collect();
-    let instance = short(&error.instance().to_string());
-    let (message, hint) = match error.kind() {
-        Kind::Format { format } if format == "regex" => {
-            (format!("must be a valid regular expression, not {instance}"), None)
-        }
-        Kind::AnyOf { .. } if error.instance_path().as_str().ends_with("/type") => (
-            format!("must be a JSON Schema type, not {instance}"),
-            Some("array, boolean, integer, null, number, object and string are the types".to_owned()),
-        ),
-        _ => (format!("breaks the rules of JSON Schema: {}", error.masked_with(instance)), None),
-    };
-    SchemaFault { at, message, hint }
-}
-
-const DRAFT_HINT: &str = "leave \"$schema\" out, or write \"https://json-schema.org/draft/2020-12/schema\"";
-
-fn unknown_draft(uri: &str) -> String {
-    format!("names the unknown JSON Schema draft {:?}", short(uri))
-}
-
-/// A JSON Pointer segment without its escapes.
-fn unescape(segment: &str) -> String {
-    segment.replace("~1", "/").replace("~0", "~")
-}
-
-/// Where the string that is, or ends with, `text` stands in `schema` under a `$…` keyword.
-fn find_text(schema: &Value, text: &str) -> Option<Vec<String>> {
-    fn is_below(value: &Value, text: &str, at: &mut Vec<String>) -> bool {
-        if at.len() > MAX_DEPTH {
-            return false;
-        }
-        let mut visit = |key: String, child: &Value| {
-            at.push(key);
-            let is_keyword = at.last().is_some_and(|key| key.starts_with('$'));
-            let is_it = match child.as_str() {
-                Some(found) => is_keyword && !found.is_empty() && (found.ends_with(text) || text.ends_with(found)),
-                None => is_below(child, text, at),
-            };
-            if !is_it {
-                at.pop();
-            }
-            is_it
-        };
-        match value {
-            Value::Object(members) => members.iter().any(|(key, child)| visit(key.clone(), child)),
-            Value::Array(items) => items.iter().enumerate().any(|(index, child)| visit(index.to_string(), child)),
-            _ => false,
-        }
-    }
-    let mut at = Vec::new();
-    (!text.is_empty() && is_below(schema, text, &mut at)).then_some(at)
-}
-
-/// A text of the schema, cut to what a message can bear.
-fn short(text: &str) -> String {
-    text.chars().take(SHOWN_CHARS).collect()
-}
+/// Ends the message of a fault that cannot be taken out alone.
+const ONLY_THE_REST: &str = "; only `required` and the types of the properties are checked";
 
 /// Reads `outputSchema`: a schema of an object, because `output` is kept and passed on as one.
 pub fn read_output_schema(report: &mut Report, root: &Node) -> Option<Value> {
-    const CODE: &str = "invalid_output_schema";
     let node = root.get("outputSchema")?;
     let path = Path::Root.key("outputSchema");
     if !node.is_object() {
-        report.error(CODE, &path, node, format!("must be a JSON Schema object, not {}", seen(node)));
+        report.error(OUTPUT_CODE, &path, node, format!("must be a JSON Schema object, not {}", seen(node)));
         return None;
     }
     match node.get("type") {
         Some(kind) if kind.as_str() == Some("object") => {}
         Some(kind) => {
-            report.error(CODE, &path.key("type"), kind, format!("must be \"object\", not {}", seen(kind)));
+            report.error(OUTPUT_CODE, &path.key("type"), kind, format!("must be \"object\", not {}", seen(kind)));
             return None;
         }
         None => {
-            report.error(CODE, &path.key("type"), node, "must be \"object\", but is absent");
+            report.error(OUTPUT_CODE, &path.key("type"), node, "must be \"object\", but is absent");
             return None;
         }
     }
-    // Hosts that know only `type`, `properties` and `required` take no notice of `$schema`, refuse an empty name in
-    // `required`, and allow one to stand there twice.
+    // Other hosts take no notice of `$schema`, refuse an empty name in `required`, and allow one to stand there twice.
     let mut schema = node.to_value();
     if let Some(draft) = node.get("$schema")
         && let Some(uri) = draft.as_str()
-        && jsonschema::meta::validator_for(&json!({ "$schema": uri })).is_err()
+        && !is_known_draft(uri)
     {
         let rule = format!("{}; 2020-12 is taken", unknown_draft(uri));
-        let found = report.warning(CODE, &path.key("$schema"), draft, rule);
-        found.hint(DRAFT_HINT);
+        report.warning(OUTPUT_CODE, &path.key("$schema"), draft, rule).hint(DRAFT_HINT);
         if let Some(members) = schema.as_object_mut() {
             members.shift_remove("$schema");
         }
@@ -190,7 +58,7 @@ pub fn read_output_schema(report: &mut Report, root: &Node) -> Option<Value> {
         for (index, name) in required.items().unwrap_or_default().iter().enumerate() {
             if name.as_str() == Some("") {
                 let path = path.key("required");
-                report.error(CODE, &path.index(index), name, "must be a non-empty string");
+                report.error(OUTPUT_CODE, &path.index(index), name, "must be a non-empty string");
             }
         }
         if let Some(names) = schema.get_mut("required").and_then(Value::as_array_mut) {
@@ -201,11 +69,69 @@ pub fn read_output_schema(report: &mut Report, root: &Node) -> Option<Value> {
                 first
             });
             if names.len() < kept.len() {
-                report.warning(CODE, &path.key("required"), required, "names a property twice");
+                report.warning(OUTPUT_CODE, &path.key("required"), required, "names a property twice");
             }
         }
     }
-    checked(report, CODE, &path, node, schema)
+    without_faults(report, &path, node, schema)
+}
+
+/// The schema without what is faulty in it; `None` when other hosts refuse it too.
+fn without_faults(report: &mut Report, path: &Path<'_>, node: &Node, mut schema: Value) -> Option<Value> {
+    for _ in 0..MAX_ROUNDS {
+        let faults = match Schema::compile(&schema) {
+            Ok(_) => return Some(schema),
+            Err(broken) => broken.faults,
+        };
+        let mut is_refused = false;
+        let mut is_smaller = false;
+        for mut fault in faults {
+            if is_refused_elsewhere(node, &fault.at) {
+                is_refused = true;
+                report_fault(report, Severity::Error, OUTPUT_CODE, path, node, fault);
+                continue;
+            }
+            let Some(gone) = ignore(&mut schema, &fault.at) else {
+                fault.message.push_str(ONLY_THE_REST);
+                report_fault(report, Severity::Warning, OUTPUT_CODE, path, node, fault);
+                return compiling(reduced(&schema));
+            };
+            is_smaller |= !gone.is_empty();
+            fault.message.push_str(&match &gone[..] {
+                [only] if *only != fault.at => format!("; {} is ignored", path.below(only)),
+                [] | [_] => "; the keyword is ignored".to_owned(),
+                several => {
+                    let fields: Vec<String> = several.iter().map(|place| path.below(place)).collect();
+                    format!("; ignored are {}", fields.join(", "))
+                }
+            });
+            report_fault(report, Severity::Warning, OUTPUT_CODE, path, node, fault);
+        }
+        if is_refused {
+            return None;
+        }
+        if !is_smaller {
+            break;
+        }
+    }
+    report.warning(OUTPUT_CODE, path, node, format!("has too many faults{ONLY_THE_REST}"));
+    compiling(reduced(&schema))
+}
+
+fn compiling(schema: Value) -> Option<Value> {
+    Schema::compile(&schema).is_ok().then_some(schema)
+}
+
+/// True when the fault is one that other hosts refuse too: they want each property to be an object with a `type`, and
+/// `required` to be a list of strings.
+fn is_refused_elsewhere(schema: &Node, at: &[String]) -> bool {
+    let parts: Vec<&str> = at.iter().map(String::as_str).collect();
+    match parts[..] {
+        ["properties"] | ["properties", _] => !schema.deepest(at).is_object(),
+        ["required"] => schema.deepest(at).items().is_none(),
+        ["type" | "required", ..] | ["properties", _, "type", ..] => true,
+        _ => false,
+    }
 }
 
 /// Reads a webhook's `filter`; any JSON Schema will do, also `true` and `false`.
@@ -223,69 +149,187 @@ pub fn read_filter(report: &mut Report, owner: &Node, path: &Path<'_>) -> Option
 }
 
 fn checked(report: &mut Report, code: &str, path: &Path<'_>, node: &Node, schema: Value) -> Option<Value> {
-    let faults = match compile_schema(&schema) {
-        Ok(_) => return Some(schema),
-        Err(faults) => faults,
-    };
-    for fault in faults {
-        let offset = node.deepest(&fault.at).span.start;
-        let found = report.record(Severity::Error, code, || path.below(&fault.at), offset, &fault.message);
-        if let Some(hint) = fault.hint {
-            found.hint(hint);
+    match Schema::compile(&schema) {
+        Ok(_) => Some(schema),
+        Err(broken) => {
+            for fault in broken.faults {
+                report_fault(report, Severity::Error, code, path, node, fault);
+            }
+            None
         }
     }
-    None
+}
+
+fn report_fault(report: &mut Report, severity: Severity, code: &str, path: &Path<'_>, node: &Node, fault: SchemaFault) {
+    let offset = node.deepest(&fault.at).span.start;
+    let found = report.record(severity, code, || path.below(&fault.at), offset, &fault.message);
+    if let Some(hint) = fault.hint {
+        found.hint(hint);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::manifest::{Manifest, parse};
+    use crate::fire::{AppId, Problem};
+    use serde_json::json;
 
-    #[test]
-    fn faults_name_the_place() {
-        for (schema, at, message) in [
-            (json!({"properties": {"a/b": {"type": "bigint"}}}), "properties a/b type", "JSON Schema type"),
-            (json!({"properties": {"a": 5}}), "properties a", "5 is not of types"),
-            (json!({"pattern": "("}), "pattern", "regular expression"),
-            (json!({"allOf": [true, {"$ref": "https://example.com/x"}]}), "allOf 1 $ref", "nothing is fetched"),
-            (json!({"$ref": "file:///etc/passwd"}), "$ref", "nothing is fetched"),
-            (json!({"$ref": "other.json"}), "$ref", "nothing is fetched"),
-            (json!({"not": {"$ref": "#/$defs/nope"}}), "not $ref", "nothing is defined"),
-            (json!({"$schema": "https://example.com/s"}), "$schema", "unknown JSON Schema draft"),
-        ] {
-            let faults = compile_schema(&schema).unwrap_err();
-            assert_eq!(faults[0].at.join(" "), at, "{schema}");
-            assert!(faults[0].message.contains(message), "{schema}: {}", faults[0].message);
-        }
-        let several = json!({"properties": {"a": 5, "b": {"minimum": "x"}}});
-        assert_eq!(compile_schema(&several).unwrap_err().len(), 2);
+    fn read(schema: &Value) -> (Option<Manifest>, Vec<Problem>) {
+        let text = json!({"name": "n", "prompt": "p", "generated": {"by": "b", "at": "a"}, "outputSchema": schema});
+        let parsed = parse(text.to_string().as_bytes(), &AppId::new("todos").unwrap());
+        (parsed.manifest, parsed.problems)
     }
 
+    /// The rules of the other hosts.
+    fn other_hosts_accept(schema: &Value) -> bool {
+        let kinds = ["string", "number", "boolean", "object", "array"];
+        let is_property = |property: &Value| property["type"].as_str().is_some_and(|kind| kinds.contains(&kind));
+        schema["type"] == "object"
+            && schema.get("properties").is_none_or(|it| it.as_object().is_some_and(|it| it.values().all(is_property)))
+            && schema.get("required").is_none_or(|it| {
+                it.as_array().is_some_and(|it| it.iter().all(|name| name.as_str().is_some_and(|name| !name.is_empty())))
+            })
+    }
+
+    /// Every keyword that can hold a fault, in places where taking it out could make the schema stricter.
+    fn rich() -> Value {
+        json!({
+            "type": "object",
+            "required": ["a"],
+            "$id": "https://example.com/s",
+            "properties": {
+                "a": {"type": "string", "minLength": 1, "pattern": "^x", "not": {"enum": ["no"], "maxLength": 2}},
+                "b": {
+                    "type": "object",
+                    "properties": {"c": {"type": "number", "minimum": 0, "maximum": 9}, "not": {"type": "null"}},
+                    "patternProperties": {"^d": {"type": "boolean"}},
+                    "additionalProperties": false,
+                    "dependentRequired": {"c": ["not"]},
+                    "propertyNames": {"maxLength": 5},
+                },
+                "e": {
+                    "type": "array",
+                    "prefixItems": [{"type": "string"}, true],
+                    "items": {"type": "integer", "multipleOf": 2},
+                    "contains": {"type": "integer", "minimum": 2},
+                    "minContains": 0,
+                    "maxContains": 2,
+                },
+                "f": {
+                    "type": "object",
+                    "$ref": "#/$defs/g",
+                    "allOf": [{"properties": {"h": {"type": "string"}}}],
+                    "unevaluatedProperties": false,
+                },
+            },
+            "$defs": {"g": {"$anchor": "g", "properties": {"i": {"minLength": 2}}}},
+            "oneOf": [{"required": ["a"], "maxProperties": 9}, {"required": ["z"], "minProperties": 1}],
+            "if": {"required": ["e"], "properties": {"e": {"minItems": 5}}},
+            "then": {"required": ["f"]},
+            "else": {"anyOf": [{"maxProperties": 4}, {"$ref": "#g"}]},
+            "patternProperties": {"^y": {"type": "string"}},
+            "unevaluatedProperties": false,
+        })
+    }
+
+    /// Each place of a value, as a JSON Pointer.
+    fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+        found.push(at.to_owned());
+        match value {
+            Value::Object(members) => members.iter().for_each(|(key, it)| places(it, &format!("{at}/{key}"), found)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(i, it)| places(it, &format!("{at}/{i}"), found)),
+            _ => {}
+        }
+    }
+
+    /// Any one place damaged in many ways: who runs elsewhere runs here, what is kept compiles, and a fault that was
+    /// taken out has made nothing stricter.
     #[test]
-    fn references_that_go_in_circles_end() {
-        for schema in [
-            json!({"allOf": [{"$ref": "#"}]}),
-            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
-            json!({"$dynamicRef": "#x", "$dynamicAnchor": "x"}),
-            json!({"properties": {"a": {"$ref": "#"}}}),
-        ] {
-            if let Ok(validator) = compile_schema(&schema) {
-                assert!(validator.is_valid(&json!({"a": {"a": {}}})), "{schema}");
+    fn a_fault_that_others_ignore_refuses_neither_the_manifest_nor_its_output() {
+        let values = [
+            json!({"a": "xyz"}),
+            json!({"a": "xyz", "yy": "s"}),
+            json!({"a": "xyz", "b": {"d": true}, "e": ["s", 1, 4, 2]}),
+            json!({"a": "xyz", "b": {"c": 3, "not": null}, "e": ["s", null]}),
+            json!({"a": "xyz", "e": ["s", 1, 4, 8, 0], "f": {"h": "s", "i": "long"}}),
+        ];
+        let bad = [
+            json!(null),
+            json!(5.5),
+            json!(-1),
+            json!("("),
+            json!("https://example.com/other"),
+            json!("#/$defs/nope"),
+            json!("http://[x"),
+            json!(true),
+            json!([]),
+            json!([7]),
+            json!({"minimum": "x"}),
+            json!({"(": 5}),
+        ];
+        let whole = rich();
+        let intact = Schema::compile(&whole).unwrap();
+        for value in &values {
+            intact.check(value, "", 9).unwrap_or_else(|mismatch| panic!("{value}: {}", mismatch.message));
+        }
+        let mut pointers = Vec::new();
+        places(&whole, "", &mut pointers);
+        let mut taken_out = 0;
+        for pointer in &pointers {
+            for bad in &bad {
+                let is_reference = bad.as_str().is_some_and(|text| text.len() > 1);
+                if is_reference && !pointer.rsplit('/').next().unwrap().starts_with('$') {
+                    continue;
+                }
+                let mut damaged = whole.clone();
+                *damaged.pointer_mut(pointer).unwrap() = bad.clone();
+                let case = format!("{pointer} = {bad}");
+                let (manifest, problems) = read(&damaged);
+                assert_eq!(manifest.is_none(), problems.iter().any(Problem::is_error), "{case}");
+                let Some(kept) = manifest.map(|manifest| manifest.output_schema.unwrap()) else {
+                    assert!(!other_hosts_accept(&damaged), "{case}: {problems:?}");
+                    continue;
+                };
+                let schema = Schema::compile(&kept).unwrap_or_else(|broken| panic!("{case}: {broken}"));
+                if kept == damaged {
+                    assert!(problems.is_empty(), "{case}: {problems:?}");
+                    continue;
+                }
+                assert!(problems.iter().all(|problem| problem.message.contains("ignored")), "{case}: {problems:?}");
+                if bad.is_object() || bad.is_boolean() {
+                    // A schema, or names: what is well-formed of it may be stricter in its own right.
+                    continue;
+                }
+                taken_out += 1;
+                for value in &values {
+                    if let Err(mismatch) = schema.check(value, "", 9) {
+                        panic!("{case}: {value} fails: {}\nkept {kept}\n{problems:?}", mismatch.message);
+                    }
+                }
             }
         }
+        assert!(taken_out > 300, "{taken_out}");
     }
 
     #[test]
-    fn a_hostile_pattern_ends() {
-        let validator = compile_schema(&json!({"pattern": "^(a+)+(?!b)$"})).unwrap();
-        let subject = Value::from(format!("{}b", "a".repeat(64)));
-        assert!(!validator.is_valid(&subject));
-    }
-
-    #[test]
-    fn older_drafts_are_read_by_their_own_rules() {
-        let schema = json!({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "string"}]});
-        assert!(!compile_schema(&schema).unwrap().is_valid(&json!([1])));
-        assert!(compile_schema(&json!({"items": [{"type": "string"}]})).is_err(), "2020-12 has prefixItems for it");
+    fn what_cannot_be_taken_out_leaves_what_others_check() {
+        let draft_4 = json!({
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "type": "object",
+            "properties": {"n": {"type": "number", "exclusiveMaximum": true}},
+        });
+        let references: Value = (0..100).map(|n| json!({"$ref": format!("#/{n}")})).collect();
+        let many =
+            json!({"type": "object", "required": ["a"], "properties": {"n": {"type": "number"}}, "allOf": references});
+        for (schema, kept) in [
+            (draft_4, json!({"type": "object", "properties": {"n": {"type": "number"}}})),
+            (many, json!({"type": "object", "properties": {"n": {"type": "number"}}, "required": ["a"]})),
+        ] {
+            let (manifest, problems) = read(&schema);
+            assert_eq!(manifest.unwrap().output_schema, Some(kept), "{schema}");
+            let last = problems.iter().find(|problem| problem.message.ends_with(ONLY_THE_REST));
+            assert!(last.is_some(), "{problems:?}");
+        }
     }
 }

@@ -5,12 +5,12 @@
 //! `pending` says.
 
 use super::json_tree::Node;
-use super::near_name::nearest;
 use super::position::Path;
 use super::report::{Report, kind_of, one_of, seen};
 use super::subschema::read_filter;
 use super::{CronTrigger, SecretRef, Trigger, Verify, VerifyScheme, Webhook, fields};
 use crate::core::cron::{CronError, CronSchedule};
+use crate::core::near_name::nearest;
 
 const CODE: &str = "invalid_trigger";
 

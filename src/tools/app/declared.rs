@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 
 use super::HandlerKind;
-use super::schema::Schema;
-use crate::tools::shortened;
+use crate::core::json_schema::{BrokenSchema, Schema};
+use crate::core::shortened::shortened;
 
 /// Problems named in one message; the rest is counted.
 const SHOWN: usize = 5;
@@ -47,11 +47,11 @@ pub struct Entry {
 #[derive(Debug, Default)]
 struct LazySchema {
     source: Option<Value>,
-    compiled: OnceLock<Result<Schema, String>>,
+    compiled: OnceLock<Result<Schema, BrokenSchema>>,
 }
 
 impl LazySchema {
-    fn get(&self) -> Result<Option<&Schema>, &str> {
+    fn get(&self) -> Result<Option<&Schema>, &BrokenSchema> {
         let Some(source) = &self.source else { return Ok(None) };
         match self.compiled.get_or_init(|| Schema::compile(source)) {
             Ok(schema) => Ok(Some(schema)),
@@ -65,7 +65,7 @@ impl Entry {
     ///
     /// # Errors
     /// Why the declared schema is none.
-    pub fn input(&self) -> Result<Option<&Schema>, &str> {
+    pub fn input(&self) -> Result<Option<&Schema>, &BrokenSchema> {
         self.input.get()
     }
 
@@ -73,7 +73,7 @@ impl Entry {
     ///
     /// # Errors
     /// Why the declared schema is none.
-    pub fn output(&self) -> Result<Option<&Schema>, &str> {
+    pub fn output(&self) -> Result<Option<&Schema>, &BrokenSchema> {
         self.output.get()
     }
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::HandlerKind;
 use super::declared::Declared;
+use super::{HandlerKind, SHOWN_PROBLEMS};
+use crate::core::shortened::shortened;
 use crate::fire::{AppId, CallError};
 use crate::tools::data_db::Migrations;
-use crate::tools::{HANDLER_ERROR, INVALID_MANIFEST, shortened};
+use crate::tools::{HANDLER_ERROR, INVALID_MANIFEST};
 
 /// As for every argument and result that crosses between a handler and the daemon.
 pub(super) const MAX_RESULT_BYTES: usize = 16 * 1024 * 1024;
@@ -70,10 +71,10 @@ impl HandlerCall {
             HandlerKind::Action => result.get("body"),
         };
         if let (Some(schema), Some(judged)) = (schema, judged)
-            && let Err(refusal) = schema.check(judged)
+            && let Err(mismatch) = schema.check(judged, "", SHOWN_PROBLEMS)
         {
-            let error = failed(format!("returned what its `output` schema refuses: {}", refusal.message));
-            return Err(CallError { path: refusal.path, ..error });
+            let error = failed(format!("returned what its `output` schema refuses: {}", mismatch.message));
+            return Err(CallError { path: mismatch.path, ..error });
         }
         Ok(match self.kind {
             HandlerKind::Query => text,

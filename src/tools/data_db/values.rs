@@ -22,8 +22,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::{Failure, INVALID_CALL};
+use crate::core::shortened::shortened;
 use crate::fire::CallError;
-use crate::tools::shortened;
 
 /// As for every argument and result that crosses between a handler and the daemon.
 const MAX_RESULT_BYTES: usize = 16 * 1024 * 1024;
