@@ -302,10 +302,18 @@ async fn with_run<T: Send + 'static>(
     let folders = api.daemon.services().folders.clone();
     let found = tokio::task::spawn_blocking(move || {
         for app in folders.apps() {
-            let Some(reader) = Reader::open(&folders.ledger(&app))? else { continue };
-            if let Some(row) = reader.run(&run)? {
-                return read(&reader, row).map(Some);
-            }
+            // A ledger that cannot be read stops its own app only: the run may stand in another one.
+            let found = Reader::open(&folders.ledger(&app))
+                .and_then(|reader| reader.map(|reader| Ok((reader.run(&run)?, reader))).transpose());
+            let (row, reader) = match found {
+                Ok(Some((Some(row), reader))) => (row, reader),
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!(%app, %error, "its ledger cannot be read");
+                    continue;
+                }
+            };
+            return read(&reader, row).map(Some);
         }
         Ok::<_, ledger::LedgerError>(None)
     })

@@ -151,3 +151,17 @@ async fn a_run_is_started_followed_listed_and_replayed() {
     let (got, body) = admin.post("/v1/automations/a/x/run", json!({ "inputs": 1 })).await;
     assert_eq!((got, &body["code"]), (StatusCode::BAD_REQUEST, &json!("bad_body")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_cannot_be_read_hides_no_other_apps_runs() {
+    let root = Root::new();
+    root.automation("a/x", "", "export default () => {};");
+    root.automation("b/y", "", "export default () => ({ summary: 'seen' });");
+    root.cli(&["run", "a/x"]);
+    let newer = rusqlite::Connection::open(root.join("a/runtime.sqlite")).expect("the ledger opens");
+    newer.pragma_update(None, "user_version", 99).expect("a version");
+    drop(newer);
+    let _served = root.serve();
+    let run = root.cli(&["--json", "run", "b/y"]);
+    assert_eq!(run.status.code(), Some(0), "{run:?}");
+}
