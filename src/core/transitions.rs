@@ -310,7 +310,7 @@ impl State {
         if row.attempt > manifest.retry.max {
             return None;
         }
-        let doublings = (row.attempt - 1).min(32);
+        let doublings = (row.attempt.saturating_sub(1)).min(32);
         let wait = manifest.retry.backoff_ms.saturating_mul(1 << doublings).min(MAX_BACKOFF_MS);
         let due = now + i64::try_from(wait).unwrap_or(i64::MAX / 2);
         Some(NewRun {
