@@ -12,6 +12,7 @@
 pub mod admission;
 pub mod cron;
 pub mod disk;
+pub mod json_depth;
 pub mod json_schema;
 pub mod manifest;
 pub mod near_name;

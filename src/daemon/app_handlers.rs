@@ -67,6 +67,8 @@ async fn drive(
                     serve(call, db, asked, &control).await;
                 }
             }
+            // A query or action has no nodes of its own.
+            JobEvent::Abandoned { .. } => {}
             JobEvent::Ended(end) => {
                 return match end.outcome {
                     Outcome::Returned { value_json } => Ok(value_json),

@@ -97,6 +97,7 @@ async fn drive(
                         stop(&mut stopped, ErrorCode::LimitExceeded);
                     }
                 }
+                Some(JobEvent::Abandoned { .. }) => {}
                 Some(JobEvent::Ended(end)) => {
                     log.append(calls.finish().await);
                     return stopped.map_or(Verdict::Ended(end), Verdict::Stopped);

@@ -164,6 +164,9 @@ pub enum JobEvent {
         /// come in several batches (because of [`Limits::in_flight`] or their size).
         tick: Option<u32>,
     },
+    /// Calls that the handler made and that were never sent on, because it settled (or failed) first: to be recorded as
+    /// cancelled, never to be made. Comes right before the end, at most once per tick.
+    Abandoned { calls: Vec<CtxCall>, tick: Option<u32> },
     /// Always exactly one, and the last.
     Ended(JobEnd),
 }

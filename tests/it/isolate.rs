@@ -75,6 +75,7 @@ async fn follow(mut running: RunningJob, mut answer: impl FnMut(&CtxCall) -> Opt
                 }
                 running.control.reply(replies);
             }
+            JobEvent::Abandoned { .. } => {}
             JobEvent::Ended(ended) => end = Some(ended),
         }
     }
