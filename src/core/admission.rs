@@ -6,6 +6,10 @@
 //! app by app in turn, first in first out within an app. A run that waits for a child gives its slot up meanwhile, so
 //! that a full house of parents never starves its children.
 //!
+//! Such a *suspended* run still has its host process. Runs of rank `r` are started only while fewer than
+//! `slots * (r + 2)` runs have a host: so each rank leaves a full set of slots to the next, the deepest can always run, and
+//! the hosts are bounded by `slots * (MAX_INVOKE_DEPTH + 2)`.
+//!
 //! Plain bookkeeping: it knows run ids and nothing of ledgers, hosts or time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -20,7 +24,7 @@ pub enum Verdict {
     Active,
     /// It waits in its lane.
     Waiting,
-    /// It takes the place of these runs, which are to be cancelled; it waits until they are gone.
+    /// It takes the place of these runs, which are to be cancelled once its row is written; it waits until they are gone.
     Supersedes(Vec<RunId>),
     /// There is no room: this run is active.
     Busy(RunId),
@@ -53,12 +57,14 @@ pub struct Admission {
     ready: BTreeMap<u32, Level>,
     slots: usize,
     in_use: usize,
+    /// Runs that have given up their slot until their children end.
+    suspended: usize,
 }
 
 impl Admission {
     /// `slots`: how many isolates may run at once.
     pub fn new(slots: usize) -> Self {
-        Self { lanes: HashMap::new(), ready: BTreeMap::new(), slots: slots.max(1), in_use: 0 }
+        Self { lanes: HashMap::new(), ready: BTreeMap::new(), slots: slots.max(1), in_use: 0, suspended: 0 }
     }
 
     /// Decides on a new fire and enters it into its lane, unless it is refused. A `patient` fire is never refused.
@@ -71,7 +77,6 @@ impl Admission {
         if concurrency.mode == ConcurrencyMode::Restart && !patient {
             let mut superseded: Vec<RunId> = lane.active.clone();
             superseded.extend(lane.waiting.iter().filter(|w| !w.patient).map(|w| w.run.clone()));
-            lane.waiting.retain(|w| w.patient);
             lane.waiting.push_front(Waiter { run: run.clone(), patient });
             return Verdict::Supersedes(superseded);
         }
@@ -114,9 +119,34 @@ impl Admission {
         self.lanes.get(handle).is_some_and(|lane| lane.active.contains(run))
     }
 
-    /// Takes a slot at once, if one is free and nobody is waiting for it.
-    pub fn try_slot(&mut self) -> bool {
-        let free = self.in_use < self.slots && self.ready.is_empty();
+    /// Puts a run that was in another lane into this one, at its end. `active`: it ran there already.
+    pub fn adopt(&mut self, handle: &Handle, run: &RunId, concurrency: Concurrency, active: bool) {
+        let lane = self.lanes.entry(handle.clone()).or_default();
+        if active || (lane.waiting.is_empty() && lane.active.len() < capacity(concurrency)) {
+            lane.active.push(run.clone());
+        } else {
+            lane.waiting.push_back(Waiter { run: run.clone(), patient: true });
+        }
+    }
+
+    /// The runs that a waiting run waits for in its lane; none for an active one.
+    pub fn ahead<'a>(&'a self, handle: &Handle, run: &'a RunId) -> impl Iterator<Item = &'a RunId> {
+        let lane = self.lanes.get(handle).filter(|lane| lane.waiting.iter().any(|w| w.run == *run));
+        lane.into_iter().flat_map(move |lane| {
+            let before = lane.waiting.iter().map(|w| &w.run).take_while(move |other| *other != run);
+            lane.active.iter().chain(before)
+        })
+    }
+
+    /// Whether one more run of this rank may have a slot and a host.
+    fn fits(&self, rank: u32) -> bool {
+        self.in_use < self.slots && self.in_use + self.suspended < self.slots * (rank as usize + 2)
+    }
+
+    /// Takes a slot at once, if one is free and nobody of that rank or a deeper one is waiting for it.
+    pub fn try_slot(&mut self, rank: u32) -> bool {
+        let first = self.ready.last_key_value().is_none_or(|(deepest, _)| *deepest < rank);
+        let free = first && self.fits(rank);
         self.in_use += usize::from(free);
         free
     }
@@ -131,9 +161,11 @@ impl Admission {
         queue.push_back(run);
     }
 
-    /// The next run to get a slot, which it then holds.
-    pub fn next_ready(&mut self) -> Option<RunId> {
-        if self.in_use >= self.slots {
+    /// The next run to get a slot, which it then holds; none below `least_rank`.
+    pub fn next_ready(&mut self, least_rank: u32) -> Option<RunId> {
+        let (&rank, _) = self.ready.last_key_value()?;
+        // Whoever is less deep fits even less.
+        if rank < least_rank || !self.fits(rank) {
             return None;
         }
         let mut entry = self.ready.last_entry()?;
@@ -172,10 +204,22 @@ impl Admission {
         self.in_use = self.in_use.saturating_sub(1);
     }
 
+    /// Gives a slot back until [`Self::retake_slot`]: for a parent that waits for its child.
+    pub fn suspend_slot(&mut self) {
+        self.free_slot();
+        self.suspended += 1;
+    }
+
     /// Takes a slot whether or not one is free: for a parent that goes on after its child has ended. The excess is
     /// bounded by the parents that were waiting, and is worked off before anything new starts.
     pub fn retake_slot(&mut self) {
+        self.drop_suspended();
         self.in_use += 1;
+    }
+
+    /// A suspended run has ended.
+    pub fn drop_suspended(&mut self) {
+        self.suspended = self.suspended.saturating_sub(1);
     }
 
     /// Slots in use and in all.
@@ -247,8 +291,8 @@ mod tests {
     #[test]
     fn slots_go_to_the_deepest_then_in_turns_between_apps() {
         let mut admission = Admission::new(1);
-        assert!(admission.try_slot());
-        assert!(!admission.try_slot());
+        assert!(admission.try_slot(0));
+        assert!(!admission.try_slot(0));
         let (a, b) = (AppId::new("a").unwrap(), AppId::new("b").unwrap());
         for (n, app, depth) in [(1, &a, 0), (2, &a, 0), (3, &b, 0), (4, &a, 1)] {
             admission.line_up(run(n), app, depth);
@@ -257,7 +301,7 @@ mod tests {
         let mut order = Vec::new();
         for _ in 0..5 {
             admission.free_slot();
-            order.extend(admission.next_ready());
+            order.extend(admission.next_ready(0));
         }
         assert_eq!(order, [run(4), run(1), run(3), run(2)]);
         assert_eq!(admission.waiting(), (0, 0));
@@ -268,9 +312,9 @@ mod tests {
         let mut admission = Admission::new(1);
         let a = AppId::new("a").unwrap();
         admission.line_up(run(1), &a, 0);
-        assert!(!admission.try_slot(), "a newcomer does not overtake the line");
+        assert!(!admission.try_slot(0), "a newcomer does not overtake the line");
         admission.step_out(&run(1), &a, 0);
-        assert_eq!(admission.next_ready(), None);
-        assert!(admission.try_slot());
+        assert_eq!(admission.next_ready(0), None);
+        assert!(admission.try_slot(0));
     }
 }

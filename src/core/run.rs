@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::core::manifest::Manifest;
+use crate::core::manifest::{HistoryKeep, Manifest};
 use crate::fire::{AppId, AutomationId, EpochMs, ErrorCode, Handle, RunId, RunStatus, TriggerInfo, TriggerOrigin};
 
 /// A row of `runs` as it is first written.
@@ -71,6 +71,19 @@ impl RunEnd {
         };
         Self { status: RunStatus::Cancelled, ..Self::error(why, message, ended_at) }
     }
+}
+
+/// An end that is to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Close {
+    pub run: RunId,
+    /// The app whose ledger holds the row, and the automation whose history is cut.
+    pub handle: Handle,
+    pub end: RunEnd,
+    pub keep: HistoryKeep,
+    /// A `queued` row that follows from the end, written in the same transaction so that it cannot be lost between the
+    /// two: the retry, or the run of the failure handler when that belongs to the same app.
+    pub next: Option<NewRun>,
 }
 
 /// What a host is to run, pinned: an edit on disk during the run changes nothing in it.

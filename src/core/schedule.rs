@@ -14,7 +14,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use crate::core::cron::CronSchedule;
 use crate::core::manifest::{CatchUp, Manifest, Trigger};
-use crate::fire::{AppId, EpochMs, Handle, TriggerInfo};
+use crate::fire::{AppId, AutomationId, EpochMs, Handle, TriggerInfo};
 
 /// A fire this much behind its instant is an ordinary one; later, it was missed. Longer than the 30 s between two looks
 /// at the clock, so that a busy machine is not taken for a sleeping one.
@@ -38,6 +38,26 @@ pub struct CronFire {
     pub late: bool,
 }
 
+/// What following a manifest changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Of triggers that are new.
+    pub fresh: Vec<Watermark>,
+    /// Triggers that are armed no more.
+    pub dropped: Vec<(Handle, String)>,
+}
+
+/// What a ledger's watermarks come to.
+#[derive(Debug, Default, PartialEq)]
+pub struct Caught {
+    /// What was missed, as the policies say.
+    pub fires: Vec<CronFire>,
+    /// Of triggers that the ledger did not know.
+    pub fresh: Vec<Watermark>,
+    /// Triggers that the ledger takes for armed, and that are not.
+    pub dropped: Vec<(Handle, String)>,
+}
+
 /// A watermark to be written to an app's ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watermark {
@@ -57,7 +77,6 @@ struct Armed {
     next: Option<EpochMs>,
     /// When it was armed: nothing before that is its business, but for [`Schedule::recover`].
     since: EpochMs,
-    watermark: EpochMs,
 }
 
 /// See the module text.
@@ -71,14 +90,12 @@ pub struct Schedule {
 impl Schedule {
     /// Makes the armed triggers of one automation those of `manifest` (`None`: disabled, gone or never valid). Triggers
     /// whose key stays keep their deadline and watermark; the others start from `now`: nothing is caught up.
-    /// Returns the watermarks of those that are new.
-    pub fn follow(&mut self, handle: &Handle, manifest: Option<&Manifest>, now: EpochMs) -> Vec<Watermark> {
+    pub fn follow(&mut self, handle: &Handle, manifest: Option<&Manifest>, now: EpochMs) -> Followed {
         let mut before = self.triggers.remove(handle).unwrap_or_default();
-        let Some(manifest) = manifest else { return Vec::new() };
         let mut fresh = Vec::new();
         let mut armed: Vec<Armed> = Vec::new();
-        for trigger in &manifest.triggers {
-            let Trigger::Cron(cron) = trigger else { continue };
+        for trigger in manifest.map_or(&[][..], |m| &m.triggers) {
+            let (Trigger::Cron(cron), Some(manifest)) = (trigger, manifest) else { continue };
             let key = key_of(&cron.schedule, &armed);
             if let Some(at) = before.iter().position(|a| a.key == key) {
                 let mut kept = before.swap_remove(at);
@@ -101,53 +118,42 @@ impl Schedule {
                 generation: self.generation,
                 next,
                 since: now,
-                watermark: now,
             });
         }
         if !armed.is_empty() {
             self.triggers.insert(handle.clone(), armed);
         }
-        fresh
+        Followed { fresh, dropped: before.into_iter().map(|a| (handle.clone(), a.key)).collect() }
     }
 
-    /// Takes in the watermarks that an app's ledger held when the daemon started: what lies between them and `now` was
-    /// missed. Returns what to fire or skip, and the watermarks of triggers that the ledger did not know.
-    pub fn recover(
-        &mut self,
-        app: &AppId,
-        known: &[(crate::fire::AutomationId, String, EpochMs)],
-        now: EpochMs,
-    ) -> (Vec<CronFire>, Vec<Watermark>) {
-        let known: HashMap<(&str, &str), EpochMs> =
-            known.iter().map(|(id, key, at)| ((id.as_str(), key.as_str()), *at)).collect();
-        let (mut fires, mut fresh) = (Vec::new(), Vec::new());
-        let mut handles: Vec<&Handle> = self.triggers.keys().filter(|h| h.app == *app).collect();
+    /// Takes in the watermarks of the armed triggers that an app's ledger holds: what lies between them and `now` was
+    /// missed. What [`Self::due`] gave out meanwhile is taken not to have been fired.
+    pub fn recover(&mut self, app: &AppId, known: &[(AutomationId, String, EpochMs)], now: EpochMs) -> Caught {
+        let mut known: HashMap<(AutomationId, String), EpochMs> =
+            known.iter().map(|(id, key, at)| ((id.clone(), key.clone()), *at)).collect();
+        let mut caught = Caught::default();
+        let mut handles: Vec<Handle> = self.triggers.keys().filter(|h| h.app == *app).cloned().collect();
         handles.sort();
-        for handle in handles.into_iter().cloned().collect::<Vec<_>>() {
+        for handle in handles {
             for armed in self.triggers.get_mut(&handle).into_iter().flatten() {
-                let Some(&watermark) = known.get(&(handle.automation.as_str(), armed.key.as_str())) else {
-                    // Not later than that: what has fired since is on its way to the ledger, and must not be taken for
-                    // a repetition.
-                    fresh.push(Watermark { handle: handle.clone(), key: armed.key.clone(), at: armed.since });
-                    continue;
-                };
-                // What fired between the start and this moment is not missed.
-                let until = armed.since.min(now);
-                if watermark < until {
-                    armed.missed(&handle, watermark, until, &mut fires);
-                } else if watermark > armed.watermark {
-                    // The clock stands before the last fire: wait until it has passed it.
-                    armed.watermark = watermark;
-                    self.generation += 1;
-                    armed.generation = self.generation;
-                    armed.next = armed.schedule.next_after(watermark.max(now));
-                    if let Some(next) = armed.next {
-                        self.heap.push(Reverse((next, armed.generation, handle.clone())));
-                    }
+                let watermark = known.remove(&(handle.automation.clone(), armed.key.clone())).unwrap_or_else(|| {
+                    caught.fresh.push(Watermark { handle: handle.clone(), key: armed.key.clone(), at: armed.since });
+                    armed.since
+                });
+                armed.settle(&handle, watermark, now, &mut caught.fires);
+                // A clock that stands before the last fire waits until it has passed it.
+                armed.next = armed.schedule.next_after(watermark.max(now));
+                self.generation += 1;
+                armed.generation = self.generation;
+                if let Some(next) = armed.next {
+                    self.heap.push(Reverse((next, armed.generation, handle.clone())));
                 }
             }
         }
-        (fires, fresh)
+        let dropped = known.into_keys().map(|(id, key)| (Handle::new(app.clone(), id), key));
+        caught.dropped = dropped.collect();
+        caught.dropped.sort();
+        caught
     }
 
     /// Everything whose instant has come by `now`, in the order of the instants, and re-arms it.
@@ -166,7 +172,8 @@ impl Schedule {
                 break;
             }
             self.heap.pop();
-            armed.fire_due(&handle, at, now, &mut fires);
+            armed.settle(&handle, at - 1, now, &mut fires);
+            armed.next = armed.schedule.next_after(now.max(at));
             if let Some(next) = armed.next {
                 self.heap.push(Reverse((next, generation, handle)));
             }
@@ -201,15 +208,21 @@ impl Schedule {
 }
 
 impl Armed {
-    fn fire_due(&mut self, handle: &Handle, at: EpochMs, now: EpochMs, fires: &mut Vec<CronFire>) {
-        let latest = self.schedule.prev_at_or_before(now).unwrap_or(at).max(at);
-        if latest == at && now - at <= ON_TIME_MS {
-            fires.push(self.fire(handle, at, None, true, false));
-        } else {
-            self.missed(handle, at - 1, now, fires);
+    /// Deals with the instants in `(after, now]`: the latest is an ordinary fire when it is on time, what lies before it was
+    /// missed.
+    fn settle(&self, handle: &Handle, after: EpochMs, now: EpochMs, fires: &mut Vec<CronFire>) {
+        let Some(latest) = self.schedule.prev_at_or_before(now).filter(|latest| *latest > after) else { return };
+        let on_time = now - latest <= ON_TIME_MS;
+        let missed_some = self.schedule.prev_at_or_before(latest - 1).is_some_and(|earlier| earlier > after);
+        if !on_time || (missed_some && self.catch_up != CatchUp::Skip) {
+            // One that makes up for others stands for the latest as well.
+            self.missed(handle, after, now, fires);
+            return;
         }
-        self.watermark = latest;
-        self.next = self.schedule.next_after(now.max(latest));
+        if missed_some {
+            self.missed(handle, after, latest - 1, fires);
+        }
+        fires.push(self.fire(handle, latest, None, true, false));
     }
 
     /// Deals with the instants in `(after, until]` as `catchUp` says.
@@ -317,7 +330,8 @@ mod tests {
         let mut schedule = followed(&["0 * * * *", "0 * * * *"], "once");
         let both = manifest(&["0 * * * *", "30 * * * *"], "once");
         let fresh = schedule.follow(&handle(), Some(&both), START + 10 * MINUTE);
-        assert_eq!(fresh.iter().map(|w| w.key.as_str()).collect::<Vec<_>>(), ["30 * * * * UTC"]);
+        assert_eq!(fresh.dropped, [(handle(), "0 * * * * UTC #2".to_owned())]);
+        assert_eq!(fresh.fresh.iter().map(|w| w.key.as_str()).collect::<Vec<_>>(), ["30 * * * * UTC"]);
         assert_eq!(schedule.next_fires(&handle()), [Some(START + HOUR), Some(START + 30 * MINUTE)]);
         schedule.follow(&handle(), None, START);
         assert_eq!(schedule.next_deadline(), None);
@@ -327,8 +341,8 @@ mod tests {
     #[test]
     fn missed_instants_follow_the_policy() {
         for (policy, gap, expected) in [
-            ("once", 5 * HOUR + MINUTE, vec![(300, true, Some(4))]),
-            ("skip", 5 * HOUR + MINUTE, vec![(300, false, Some(5))]),
+            ("once", 5 * HOUR + 2 * MINUTE, vec![(300, true, Some(4))]),
+            ("skip", 5 * HOUR + 2 * MINUTE, vec![(300, false, Some(5))]),
             ("all", 3 * HOUR + MINUTE, vec![(60, true, Some(0)), (120, true, Some(0)), (180, true, Some(0))]),
         ] {
             let mut schedule = followed(&["0 * * * *"], policy);
@@ -352,19 +366,55 @@ mod tests {
     }
 
     #[test]
+    fn a_fire_on_time_after_a_sleep_is_an_ordinary_one() {
+        for (policy, expected) in [
+            ("once", vec![(300, true, Some(4))]),
+            ("skip", vec![(240, false, Some(4)), (300, true, None)]),
+            (
+                "all",
+                vec![
+                    (60, true, Some(0)),
+                    (120, true, Some(0)),
+                    (180, true, Some(0)),
+                    (240, true, Some(0)),
+                    (300, true, Some(0)),
+                ],
+            ),
+        ] {
+            let mut schedule = followed(&["0 * * * *"], policy);
+            assert_eq!(told(&schedule.due(START + 5 * HOUR + 10)), expected, "{policy}");
+        }
+    }
+
+    #[test]
     fn what_lies_between_the_ledger_and_now_was_missed() {
         let id = handle().automation;
+        let known = |at| [(id.clone(), "0 * * * * UTC".to_owned(), at)];
+        let recover = |schedule: &mut Schedule, at, now| {
+            let caught = schedule.recover(&handle().app, &known(at), now);
+            (told(&caught.fires), caught.fresh.len(), caught.dropped.len())
+        };
         let mut schedule = followed(&["0 * * * *"], "once");
-        let known = [(id.clone(), "0 * * * * UTC".to_owned(), START - 3 * HOUR)];
-        let (fires, fresh) = schedule.recover(&handle().app, &known, START + 10);
-        assert_eq!((told(&fires), fresh), (vec![(0, true, Some(2))], vec![]));
+        assert_eq!(recover(&mut schedule, START - 3 * HOUR, START + 10), (vec![(0, true, Some(2))], 0, 0));
 
-        let (fires, fresh) = followed(&["0 * * * *"], "once").recover(&handle().app, &[], START);
-        assert_eq!((fires.len(), fresh.len()), (0, 1), "a trigger that the ledger does not know was never missed");
+        // What came due while the ledger was not ready was not fired.
+        let mut late = followed(&["0 * * * *"], "once");
+        late.due(START + HOUR);
+        assert_eq!(recover(&mut late, START, START + 3 * HOUR - 1), (vec![(120, true, Some(1))], 0, 0));
+        assert_eq!(late.due(START + 3 * HOUR - 1), []);
+        assert_eq!(late.next_deadline(), Some(START + 3 * HOUR));
+
+        let caught = followed(&["0 * * * *"], "once").recover(&handle().app, &[], START);
+        assert_eq!(
+            (caught.fires.len(), caught.fresh.len()),
+            (0, 1),
+            "one that the ledger does not know missed nothing"
+        );
+        let caught = Schedule::default().recover(&handle().app, &known(START - HOUR), START);
+        assert_eq!((caught.fires.len(), caught.dropped.len()), (0, 1), "one that is armed no more missed nothing");
 
         let mut ahead = followed(&["0 * * * *"], "once");
-        let known = [(id, "0 * * * * UTC".to_owned(), START + 2 * HOUR)];
-        assert_eq!(ahead.recover(&handle().app, &known, START).0, []);
+        assert_eq!(recover(&mut ahead, START + 2 * HOUR, START), (vec![], 0, 0));
         assert_eq!(ahead.next_deadline(), Some(START + 3 * HOUR), "a clock behind the last fire waits");
     }
 }

@@ -1,6 +1,7 @@
-//! The life of one run inside the core: admitted, opened, started, cancelled, ended, retried, handed to its failure
-//! handler. Every way out of [`State::runs`] leads through [`State::forget`], which gives back the lane, the slot and
-//! the parent's wait, so that none of them can leak.
+//! The life of one run inside the core: admitted, opened, started, cancelled, ended, closed, retried, handed to its
+//! failure handler. Every way out of [`State::runs`] leads through [`State::forget`], which gives back the lane, the slot
+//! and the parent's wait, so that none of them can leak. Every way out of [`State::closing`] is an answer of a ledger, or
+//! that there is no such ledger any more.
 
 use super::*;
 use crate::core::admission::Verdict;
@@ -8,9 +9,15 @@ use crate::core::schedule::CronFire;
 
 /// Backoff between retries never exceeds this.
 const MAX_BACKOFF_MS: u64 = 3_600_000;
+/// What is told of a cron fire whose instant is at or below its trigger's watermark.
+const REPEATED: &str = "its instant, or a later one of the same trigger, has been fired already";
 
 impl State {
     pub(super) fn fire_cron(&mut self, now: EpochMs, fire: CronFire, effects: &mut Vec<Effect>) {
+        // Its ledger is not ready: this instant is among those that are made up for when it is.
+        if self.cold.contains(&fire.handle.app) {
+            return;
+        }
         let Some(manifest) = self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) else { return };
         let request = FireRequest {
             handle: fire.handle,
@@ -29,10 +36,8 @@ impl State {
                 if missed == 1 { "fire was" } else { "fires were" }
             );
             self.record_skipped(now, &request, text, effects);
-        } else if fire.late {
-            self.admit_as(now, request, manifest, true, effects);
         } else {
-            self.admit(now, request, manifest, effects);
+            self.admit(now, request, manifest, fire.late, effects);
         }
     }
 
@@ -44,25 +49,18 @@ impl State {
         effects.push(Effect::OpenRun { run: row, synced: false });
     }
 
+    /// Decides on a fire and has its row written. `late`: it makes up for a missed one, so it waits its turn; and its row is
+    /// written as `queued`, in the order of the instants, since the ledger takes none below the last.
     pub(super) fn admit(
         &mut self,
         now: EpochMs,
         request: FireRequest,
         manifest: Arc<Manifest>,
+        late: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let patient = matches!(request.origin, TriggerOrigin::Invoke | TriggerOrigin::Failure | TriggerOrigin::Retry);
-        self.admit_as(now, request, manifest, patient, effects);
-    }
-
-    fn admit_as(
-        &mut self,
-        now: EpochMs,
-        request: FireRequest,
-        manifest: Arc<Manifest>,
-        patient: bool,
-        effects: &mut Vec<Effect>,
-    ) {
+        let patient =
+            late || matches!(request.origin, TriggerOrigin::Invoke | TriggerOrigin::Failure | TriggerOrigin::Retry);
         let id = (self.new_id)(now);
         let verdict = self.admission.admit(&request.handle, &id, manifest.concurrency, patient);
         if let Verdict::Busy(active) = verdict {
@@ -77,73 +75,79 @@ impl State {
             }
             return;
         }
-        // While stopping, what is accepted is left queued for the next daemon.
-        let may_launch = verdict == Verdict::Active && !self.stopping;
-        let (mut depth, mut inherited) = (0, false);
+        let mut depth = 0;
         if let Some(parent) = request.parent.as_ref().and_then(|id| self.runs.get_mut(id)) {
             depth = parent.depth + 1;
             parent.children += 1;
             // A parent that waits gives its slot up, to the child itself when that may run.
             if std::mem::take(&mut parent.holds_slot) {
-                inherited = may_launch;
-                if !inherited {
-                    self.admission.free_slot();
-                }
+                parent.suspended = true;
+                self.admission.suspend_slot();
             }
         }
-        let launch = inherited || (may_launch && self.admission.try_slot());
+        // While stopping, what is accepted is left queued for the next daemon.
+        let may_launch = verdict == Verdict::Active && !late && !self.stopping;
+        let launch = may_launch && self.admission.try_slot(depth);
         let mut row = NewRun::from_request(&request, id.clone(), now);
         if launch {
             (row.status, row.started_at) = (RunStatus::Running, Some(now));
         }
         effects.push(Effect::OpenRun { run: row.clone(), synced: request.synced });
-        let run = Run {
-            row,
-            handle: request.handle,
-            manifest,
-            depth,
-            phase: Phase::Opening { launch },
-            holds_slot: launch,
-            children: 0,
-            ending: None,
-            opened: request.opened,
-            ended: request.ended,
-        };
-        self.runs.insert(id, run);
+        let mut run = Run { opened: request.opened, ended: request.ended, ..Run::new(row, manifest) };
+        (run.depth, run.rank) = (depth, depth);
+        (run.phase, run.holds_slot) = (Phase::Opening { launch }, launch);
         if let Verdict::Supersedes(older) = verdict {
-            for run in older {
-                self.cancel(now, &run, ErrorCode::Superseded, effects);
-            }
+            run.supersedes = older;
         }
+        self.runs.insert(id.clone(), run);
+        self.press(&id);
     }
 
     pub(super) fn on_opened(
         &mut self,
         now: EpochMs,
         id: &RunId,
-        result: Result<Recorded, String>,
+        result: Result<Recorded, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(run) = self.runs.get_mut(id) else {
-            if let Err(message) = result {
-                effects.push(Effect::Notice(format!("a skipped run could not be recorded: {message}")));
+            match result {
+                Ok(Recorded::Inserted) => {}
+                Ok(Recorded::Duplicate) => effects.push(Effect::Notice(format!("skipped run {id}: {REPEATED}"))),
+                Err(Refusal { message, .. }) => {
+                    effects.push(Effect::Notice(format!("a skipped run could not be recorded: {message}")));
+                }
             }
             return;
         };
         let Phase::Opening { launch } = run.phase else { return };
         let refused = match result {
             Ok(Recorded::Inserted) => None,
-            Ok(Recorded::Duplicate) => Some("this instant has been fired already".to_owned()),
-            Err(message) => Some(message),
+            Ok(Recorded::Duplicate) => Some(Refusal { message: REPEATED.to_owned(), passing: false }),
+            Err(refusal) => Some(refusal),
         };
-        if let Some(message) = refused {
-            let (opened, ended) = (run.opened, run.ended);
-            for token in opened.into_iter().chain(ended) {
-                effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message: message.clone() } });
+        if let Some(Refusal { message, passing }) = refused {
+            let answer = Answer::NotRecorded { message: message.clone() };
+            for token in run.opened.into_iter().chain(run.ended) {
+                effects.push(Effect::Answer { token, answer: answer.clone() });
+            }
+            if run.row.origin == TriggerOrigin::Cron {
+                let handle = run.handle.clone();
+                effects.push(Effect::Notice(format!(
+                    "{handle}: a cron fire was not recorded, so it is not run: {message}"
+                )));
+                // It is made up for when the ledger can be written again.
+                if passing && self.scheduling && self.cold.insert(handle.app.clone()) {
+                    self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Recover(handle.app))));
+                }
             }
             self.forget(id);
             return;
         }
+        for older in std::mem::take(&mut run.supersedes) {
+            self.cancel(now, &older, ErrorCode::Superseded, effects);
+        }
+        let Some(run) = self.runs.get_mut(id) else { return };
         if let Some(token) = run.opened.take() {
             let answer = Answer::Accepted { run: id.clone(), status: run.row.status };
             effects.push(Effect::Answer { token, answer });
@@ -167,22 +171,52 @@ impl State {
         }
         run.phase = Phase::Waiting;
         self.admission.admit(&run.handle, id, run.manifest.concurrency, true);
+        self.press(id);
         self.line_up_if_active(id);
+    }
+
+    /// Whoever waits in a lane is served no later than its rank says: so neither are those before it, nor what they wait
+    /// for in turn. Without this a run of low rank could stand in the line for ever, because those who wait for it hold
+    /// all the hosts that its rank may use.
+    fn press(&mut self, id: &RunId) {
+        let Some(run) = self.runs.get(id).filter(|run| run.rank > 0) else { return };
+        let mut work: Vec<(RunId, u32)> =
+            self.admission.ahead(&run.handle, id).map(|before| (before.clone(), run.rank)).collect();
+        while let Some((id, rank)) = work.pop() {
+            let Some(run) = self.runs.get_mut(&id).filter(|run| run.rank < rank) else { continue };
+            if run.phase == Phase::Ready {
+                self.admission.step_out(&id, &run.handle.app, run.rank);
+                self.admission.line_up(id.clone(), &run.handle.app, rank);
+            }
+            run.rank = rank;
+            let run = &self.runs[&id];
+            work.extend(self.admission.ahead(&run.handle, &id).map(|before| (before.clone(), rank)));
+            if run.children > 0 {
+                let below = (rank + 1).min(MAX_INVOKE_DEPTH);
+                work.extend(self.children_of(&id).map(|child| (child, below)));
+            }
+        }
+    }
+
+    fn children_of<'a>(&'a self, parent: &'a RunId) -> impl Iterator<Item = RunId> + 'a {
+        self.runs
+            .iter()
+            .filter(move |(_, run)| run.row.parent_run_id.as_ref() == Some(parent))
+            .map(|(id, _)| id.clone())
     }
 
     fn line_up_if_active(&mut self, id: &RunId) {
         let Some(run) = self.runs.get_mut(id) else { return };
         if run.phase == Phase::Waiting && self.admission.is_active(&run.handle, id) {
             run.phase = Phase::Ready;
-            self.admission.line_up(id.clone(), &run.handle.app, run.depth);
+            self.admission.line_up(id.clone(), &run.handle.app, run.rank);
         }
     }
 
-    /// Gives free slots to those who wait for one.
+    /// Gives free slots to those who wait for one; while stopping, only to those that a running one waits for.
     pub(super) fn serve_ready(&mut self, now: EpochMs, effects: &mut Vec<Effect>) {
-        while !self.stopping
-            && let Some(id) = self.admission.next_ready()
-        {
+        let least_rank = u32::from(self.stopping);
+        while let Some(id) = self.admission.next_ready(least_rank) {
             let Some(run) = self.runs.get_mut(&id) else {
                 self.admission.free_slot();
                 continue;
@@ -197,22 +231,31 @@ impl State {
         &mut self,
         now: EpochMs,
         id: &RunId,
-        result: Result<(), String>,
+        result: Result<(), Refusal>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(run) = self.runs.get_mut(id) else { return };
         if run.phase != Phase::Starting {
             return;
         }
-        if let Err(message) = result {
-            // The row stays `queued`: the next daemon that can write the ledger runs it.
-            let handle = run.handle.clone();
-            let ended = run.ended;
+        if let Err(Refusal { message, passing }) = result {
+            let (handle, ended) = (run.handle.clone(), run.ended);
             effects.push(Effect::Notice(format!("{handle}: run {id} cannot be started: {message}")));
-            if let Some(token) = ended {
-                effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message } });
+            // The row is still `queued`.
+            if let Some(why) = run.ending.filter(|_| passing) {
+                self.end(now, id, RunEnd::cancelled(why, now), effects);
+            } else if passing && self.knows(&handle.app) {
+                self.let_go(id);
+                if let Some(run) = self.runs.get_mut(id) {
+                    run.phase = Phase::Delayed;
+                }
+                self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Enter(id.clone()))));
+            } else {
+                if let Some(token) = ended {
+                    effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message } });
+                }
+                self.forget(id);
             }
-            self.forget(id);
         } else if let Some(why) = run.ending {
             self.end(now, id, RunEnd::cancelled(why, now), effects);
         } else {
@@ -256,24 +299,14 @@ impl State {
     fn end(&mut self, now: EpochMs, id: &RunId, end: RunEnd, effects: &mut Vec<Effect>) {
         let Some(run) = self.forget(id) else { return };
         if run.children > 0 {
-            let children: Vec<RunId> = self
-                .runs
-                .iter()
-                .filter(|(_, r)| r.row.parent_run_id.as_ref() == Some(id))
-                .map(|(id, _)| id.clone())
-                .collect();
-            for child in children {
+            for child in self.children_of(id).collect::<Vec<_>>() {
                 self.cancel(now, &child, ErrorCode::ParentEnded, effects);
             }
-        }
-        if let Some(token) = run.opened {
-            effects.push(Effect::Answer { token, answer: Answer::Ended(end.clone()) });
         }
         self.conclude(now, &run.row, end, run.ended, effects);
     }
 
-    /// Writes an end, and what follows from it: the retry, or the failure handler. The retry's row is written with the
-    /// end in one step, so that it cannot be lost between the two.
+    /// Has an end written, together with what follows from it: the retry, or else the failure handler's run.
     pub(super) fn conclude(
         &mut self,
         now: EpochMs,
@@ -285,23 +318,68 @@ impl State {
         let handle = row.handle();
         let manifest = self.registry.get(&handle).and_then(|a| a.manifest.clone());
         let keep = manifest.as_ref().map_or(HistoryKeep::All, |m| m.keep);
-        let retry =
-            manifest.as_ref().filter(|_| end.status == RunStatus::Error).and_then(|m| self.retry_of(now, row, m));
-        let failed = end.status == RunStatus::Error && retry.is_none();
-        let failure = manifest.as_ref().filter(|_| failed).and_then(|m| failure_fire(row, &end, m));
-        effects.push(Effect::CloseRun { run: row.run_id.clone(), handle, end, keep, retry: retry.clone(), ended });
-        if let (Some(row), Some(manifest)) = (retry, manifest) {
-            self.delay(row, manifest);
+        let (mut next, mut failure) = (None, None);
+        if let Some(manifest) = manifest.filter(|_| end.status == RunStatus::Error) {
+            next = self.retry_of(now, row, &manifest);
+            if next.is_none() {
+                failure = failure_fire(row, &end, &manifest);
+            }
         }
-        if let Some(request) = failure {
-            let target = self.registry.get(&request.handle).and_then(|a| a.manifest.clone());
-            match target {
-                Some(target) => self.admit(now, request, target, effects),
-                None => effects.push(Effect::Notice(format!(
-                    "{}: its failure handler {} is not registered",
-                    row.handle(),
-                    request.handle
-                ))),
+        if let Some(fire) = failure.take_if(|fire| fire.handle.app == handle.app) {
+            if self.registry.get(&fire.handle).is_some_and(|a| a.manifest.is_some()) {
+                next = Some(NewRun::from_request(&fire, (self.new_id)(now), now));
+            } else {
+                effects.push(no_failure_handler(&handle, &fire.handle));
+            }
+        }
+        let close = Arc::new(Close { run: row.run_id.clone(), handle, end, keep, next });
+        effects.push(Effect::CloseRun(Arc::clone(&close)));
+        self.closing.insert(row.run_id.clone(), Closing { close, failure, ended, refusals: 0 });
+    }
+
+    pub(super) fn on_closed(
+        &mut self,
+        now: EpochMs,
+        id: &RunId,
+        app: &AppId,
+        result: Result<(), Refusal>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let knows = self.knows(app);
+        // An answer of the app that it belonged to before does not count.
+        let Some(closing) = self.closing.get_mut(id).filter(|closing| closing.close.handle.app == *app) else { return };
+        if let Err(refusal) = &result {
+            let Close { handle, end, .. } = &*closing.close;
+            let message =
+                format!("run {id} ended in {}, but that could not be recorded: {}", end.status, refusal.message);
+            effects.push(Effect::Notice(format!("{handle}: {message}")));
+            if let Some(token) = closing.ended.take() {
+                effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message } });
+            }
+            if refusal.passing && knows {
+                let pause = FIRST_CLOSE_PAUSE_MS << closing.refusals.min(5);
+                closing.refusals += 1;
+                self.agenda.push(Reverse((now + pause.min(REFUSED_PAUSE_MS), Due::Close(id.clone()))));
+                return;
+            }
+        }
+        let Some(Closing { close, failure, ended, .. }) = self.closing.remove(id) else { return };
+        if result.is_err() {
+            return;
+        }
+        if self.recoveries > 0 {
+            self.closed_meanwhile.insert(id.clone());
+        }
+        if let Some(token) = ended {
+            effects.push(Effect::Answer { token, answer: Answer::Ended(close.end.clone()) });
+        }
+        if let Some(row) = close.next.clone() {
+            self.requeue(now, row, effects);
+        }
+        if let Some(fire) = failure {
+            match self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) {
+                Some(manifest) => self.admit(now, fire, manifest, false, effects),
+                None => effects.push(no_failure_handler(&close.handle, &fire.handle)),
             }
         }
     }
@@ -331,80 +409,116 @@ impl State {
         })
     }
 
-    fn delay(&mut self, row: NewRun, manifest: Arc<Manifest>) {
-        let due = row.trigger.not_before.unwrap_or(0);
-        self.delayed.push(Reverse((due, row.run_id.clone())));
-        self.hold(row, manifest, Phase::Delayed);
-    }
-
-    fn hold(&mut self, row: NewRun, manifest: Arc<Manifest>, phase: Phase) {
-        let run = Run {
-            handle: row.handle(),
-            manifest,
-            depth: 0,
-            phase,
-            holds_slot: false,
-            children: 0,
-            ending: None,
-            opened: None,
-            ended: None,
-            row,
-        };
-        self.runs.insert(run.row.run_id.clone(), run);
-    }
-
-    /// A row that an earlier daemon accepted and did not start.
+    /// Takes in a `queued` row that is in the ledger: one that an earlier daemon accepted and did not start, a retry, a
+    /// failure handler's run.
     pub(super) fn requeue(&mut self, now: EpochMs, row: NewRun, effects: &mut Vec<Effect>) {
-        if self.runs.contains_key(&row.run_id) {
+        let Some(automation) = self.registry.get(&row.handle()) else {
+            let end = RunEnd {
+                error: Some("its automation is gone".to_owned()),
+                ..RunEnd::cancelled(ErrorCode::HandlerLoad, now)
+            };
+            self.conclude(now, &row, end, None, effects);
             return;
-        }
-        let manifest = self.registry.get(&row.handle()).and_then(|a| a.manifest.clone());
-        match manifest {
+        };
+        match automation.manifest.clone() {
             // Nobody is left to take the result.
             _ if row.parent_run_id.is_some() => {
                 self.conclude(now, &row, RunEnd::cancelled(ErrorCode::ParentEnded, now), None, effects);
             }
-            None => {
-                let end = RunEnd {
-                    error: Some("its automation is gone or was never valid".to_owned()),
-                    ..RunEnd::cancelled(ErrorCode::HandlerLoad, now)
-                };
-                self.conclude(now, &row, end, None, effects);
-            }
-            Some(manifest) if row.trigger.not_before.is_some_and(|at| at > now) => self.delay(row, manifest),
+            // It was accepted when there was a valid one, so it waits for the next.
+            None => self.parked.entry(row.handle()).or_default().push(row),
             Some(manifest) => {
-                let id = row.run_id.clone();
-                self.hold(row, manifest, Phase::Waiting);
-                self.enter_lane(&id);
+                let (id, due) = (row.run_id.clone(), row.trigger.not_before.filter(|at| *at > now));
+                self.runs.insert(id.clone(), Run::new(row, manifest));
+                match due {
+                    Some(at) => self.agenda.push(Reverse((at, Due::Enter(id)))),
+                    None => self.enter_lane(&id),
+                }
             }
         }
     }
 
-    /// Takes a run out, and gives back all that it held.
-    fn forget(&mut self, id: &RunId) -> Option<Run> {
-        let run = self.runs.remove(id)?;
-        if run.phase == Phase::Ready {
-            self.admission.step_out(id, &run.handle.app, run.depth);
+    /// Whether this is a run of ours; if so it belongs to `app` from now on.
+    pub(super) fn relocate(&mut self, id: &RunId, app: &AppId) -> bool {
+        let Some(run) = self.runs.get_mut(id) else { return false };
+        if run.handle.app == *app {
+            return true;
         }
-        if run.holds_slot {
-            self.admission.free_slot();
+        let to = Handle::new(app.clone(), run.handle.automation.clone());
+        let from = std::mem::replace(&mut run.handle, to.clone());
+        run.row.app_id = app.clone();
+        let (phase, rank, concurrency) = (run.phase, run.rank, run.manifest.concurrency);
+        if phase == Phase::Delayed {
+            return true;
         }
-        let current = self.registry.get(&run.handle).and_then(|a| a.manifest.as_ref()).unwrap_or(&run.manifest);
-        for promoted in self.admission.leave(&run.handle, id, current.concurrency) {
+        let active = self.admission.is_active(&from, id);
+        if phase == Phase::Ready {
+            self.admission.step_out(id, &from.app, rank);
+            self.admission.line_up(id.clone(), app, rank);
+        }
+        for promoted in self.admission.leave(&from, id, concurrency) {
             self.line_up_if_active(&promoted);
         }
+        self.admission.adopt(&to, id, concurrency, active);
+        self.line_up_if_active(id);
+        true
+    }
+
+    /// Takes a run out, and gives back all that it held.
+    fn forget(&mut self, id: &RunId) -> Option<Run> {
+        self.let_go(id);
+        let run = self.runs.remove(id)?;
         if let Some(parent) = run.row.parent_run_id.as_ref().and_then(|id| self.runs.get_mut(id)) {
             parent.children = parent.children.saturating_sub(1);
-            if parent.children == 0 && parent.phase == Phase::Running && !parent.holds_slot {
+            if parent.children == 0 && parent.phase == Phase::Running && std::mem::take(&mut parent.suspended) {
                 parent.holds_slot = true;
                 self.admission.retake_slot();
             }
         }
         Some(run)
     }
+
+    /// Gives back a run's place in the line, its slot and its lane.
+    fn let_go(&mut self, id: &RunId) {
+        let Some(run) = self.runs.get_mut(id) else { return };
+        let handle = run.handle.clone();
+        if run.phase == Phase::Ready {
+            self.admission.step_out(id, &handle.app, run.rank);
+        }
+        if std::mem::take(&mut run.holds_slot) {
+            self.admission.free_slot();
+        }
+        if std::mem::take(&mut run.suspended) {
+            self.admission.drop_suspended();
+        }
+        let own = run.manifest.concurrency;
+        let current = self.registry.get(&handle).and_then(|a| a.manifest.as_ref()).map_or(own, |m| m.concurrency);
+        for promoted in self.admission.leave(&handle, id, current) {
+            self.line_up_if_active(&promoted);
+        }
+    }
 }
 
 impl Run {
+    /// A run whose row is in the ledger, or about to be, and that holds nothing yet.
+    fn new(row: NewRun, manifest: Arc<Manifest>) -> Self {
+        Self {
+            handle: row.handle(),
+            manifest,
+            depth: 0,
+            rank: 0,
+            phase: Phase::Delayed,
+            holds_slot: false,
+            suspended: false,
+            children: 0,
+            supersedes: Vec::new(),
+            ending: None,
+            opened: None,
+            ended: None,
+            row,
+        }
+    }
+
     fn spec(&self, now: EpochMs) -> RunSpec {
         RunSpec {
             run_id: self.row.run_id.clone(),
@@ -417,6 +531,10 @@ impl Run {
             started_at: self.row.started_at.unwrap_or(now),
         }
     }
+}
+
+fn no_failure_handler(failed: &Handle, handler: &Handle) -> Effect {
+    Effect::Notice(format!("{failed}: its failure handler {handler} is not registered, so nothing handles its failure"))
 }
 
 /// The fire of the automation that handles this failure, unless the chain is too long or would handle itself.

@@ -1,24 +1,26 @@
 //! Performs the core's effects. Every one is started at once and in order; what takes time goes on beside the loop and
 //! comes back as an event.
 //!
-//! Order matters where a ledger is concerned: an operation enters its ledger's queue when it is performed here, and the
-//! queue is first in, first out. So an app's recovery stands before its first new row, and a run's log before its end.
+//! Order matters where a ledger is concerned: an operation enters its ledger's queue when its method is called, and the
+//! queue is first in, first out. All are called here, in the order of the effects: so an app's recovery stands before its
+//! first new row, a run's log before its end, and the cron instants of a trigger in their order. The one exception is the
+//! row of a run that is launched at once: it carries the hash of its handler, which is read first. The core asks for that
+//! only where no later row of the same trigger can follow closely: what makes up for missed fires is opened as `queued`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{mpsc, watch as watch_channel};
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::core::disk::DiskBatch;
-use crate::core::manifest::HistoryKeep;
-use crate::core::run::{NewRun, RunEnd, RunSpec};
-use crate::core::{Answer, Effect, Event, Recorded, Recovered, Token};
+use crate::core::run::{Close, NewRun, RunEnd, RunSpec};
+use crate::core::{Effect, Event, Recorded, Recovered, Refusal};
 use crate::daemon::bus::RunHappening;
 use crate::daemon::services::{Code, Services, load_handler};
 use crate::daemon::session;
-use crate::fire::{AppId, ErrorCode, Handle, Problem, RunId, RunStatus};
-use crate::ledger::{Durability, Opened, RunClose};
+use crate::fire::{AppId, EpochMs, ErrorCode, Handle, Problem, RunId, RunStatus, TriggerOrigin};
+use crate::ledger::{Durability, LedgerError, Opened};
 
 /// Handlers that were read for a run whose launch is yet to come.
 type Pinned = Arc<Mutex<HashMap<RunId, Result<Code, Problem>>>>;
@@ -28,12 +30,11 @@ pub struct Performer {
     services: Arc<Services>,
     pinned: Pinned,
     sessions: HashMap<RunId, mpsc::Sender<ErrorCode>>,
-    running: watch_channel::Sender<usize>,
 }
 
 impl Performer {
-    pub fn new(services: Arc<Services>, running: watch_channel::Sender<usize>) -> Self {
-        Self { services, pinned: Arc::default(), sessions: HashMap::new(), running }
+    pub fn new(services: Arc<Services>) -> Self {
+        Self { services, pinned: Arc::default(), sessions: HashMap::new() }
     }
 
     pub fn clock(&self) -> Clock {
@@ -73,6 +74,10 @@ impl Performer {
                 let written = self.services.ledgers.raise_watermarks(&app, marks);
                 report(app, "watermarks", written);
             }
+            Effect::DisarmTriggers { app, triggers } => {
+                let written = self.services.ledgers.disarm_triggers(&app, triggers);
+                report(app, "watermarks", written);
+            }
             Effect::OpenRun { run, synced } => self.open(run, synced),
             Effect::StartRun { run, handle, at } => self.start(run, handle, at),
             Effect::Launch(spec) => self.launch(spec),
@@ -82,9 +87,7 @@ impl Performer {
                     let _ = session.try_send(why);
                 }
             }
-            Effect::CloseRun { run, handle, end, keep, retry, ended } => {
-                self.close(run, handle, end, keep, retry, ended);
-            }
+            Effect::CloseRun(close) => self.close(close),
             Effect::SweepHistory { handle, keep } => {
                 let at = self.now_ms();
                 let swept = self.services.ledgers.sweep(&handle.app, &handle.automation, keep, at);
@@ -99,49 +102,41 @@ impl Performer {
         let recovered = self.services.ledgers.recover(&app);
         let door = self.services.door.clone();
         tokio::spawn(async move {
-            let found = match recovered.await {
+            let result = match recovered.await {
                 Ok(found) => {
                     if let Some(path) = &found.quarantined {
                         tracing::error!(%app, "its ledger was corrupt and has been moved aside to {}", path.display());
                     }
-                    Recovered { running: found.running, queued: found.queued, watermarks: found.watermarks }
+                    Ok(Recovered { running: found.running, queued: found.queued, watermarks: found.watermarks })
                 }
                 Err(error) => {
                     tracing::error!(%app, %error, "its ledger cannot be used");
-                    Recovered::default()
+                    Err(refusal(&error))
                 }
             };
-            door.send(Event::LedgerRecovered { app, found });
+            door.send(Event::LedgerRecovered { app, result });
         });
     }
 
     fn open(&self, mut row: NewRun, synced: bool) {
+        let durability = if synced { Durability::Synced } else { Durability::Process };
         let services = Arc::clone(&self.services);
+        if row.status != RunStatus::Running {
+            let opening = Opening::of(&row);
+            let opened = services.ledgers.open_run(&opening.handle.app, row, durability);
+            tokio::spawn(async move { opening.tell(&services, opened.await) });
+            return;
+        }
         let pinned = Arc::clone(&self.pinned);
         tokio::spawn(async move {
-            let (run, handle) = (row.run_id.clone(), row.handle());
-            if row.status == RunStatus::Running {
-                let code = load_handler(&services.folders, &handle).await;
-                row.handler_hash = code.as_ref().ok().map(|code| code.sha256.clone());
-                pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), code);
+            let opening = Opening::of(&row);
+            let code = load_handler(&services.folders, &opening.handle).await;
+            row.handler_hash = code.as_ref().ok().map(|code| code.sha256.clone());
+            let opened = services.ledgers.open_run(&opening.handle.app, row, durability).await;
+            if opened == Ok(Opened::Inserted) {
+                pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(opening.run.clone(), code);
             }
-            let (status, origin, at) = (row.status, row.origin, row.queued_at);
-            let durability = if synced { Durability::Synced } else { Durability::Process };
-            let result = match services.ledgers.open_run(&handle.app, row, durability).await {
-                Ok(Opened::Inserted) => {
-                    services.bus.tell(&run, &handle, RunHappening::Opened { status, origin, at });
-                    Ok(Recorded::Inserted)
-                }
-                Ok(Opened::Duplicate) => Ok(Recorded::Duplicate),
-                Err(error) => {
-                    tracing::error!(%handle, %error, "a fire could not be recorded, so it is not run");
-                    Err(error.to_string())
-                }
-            };
-            if result != Ok(Recorded::Inserted) {
-                pinned.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
-            }
-            services.door.send(Event::RunOpened { run, result });
+            opening.tell(&services, opened);
         });
     }
 
@@ -155,7 +150,7 @@ impl Performer {
             if started.is_ok() {
                 pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), code);
             }
-            services.door.send(Event::RunStarted { run, result: started.map_err(|error| error.to_string()) });
+            services.door.send(Event::RunStarted { run, result: started.map_err(|error| refusal(&error)) });
         });
     }
 
@@ -164,7 +159,6 @@ impl Performer {
         let code = code.unwrap_or_else(|| Err(Problem::error("missing_handler", "", "its handler was not read")));
         let (abort, aborted) = mpsc::channel(1);
         self.sessions.insert(spec.run_id.clone(), abort);
-        self.running.send_modify(|running| *running += 1);
         let services = Arc::clone(&self.services);
         services.bus.tell(&spec.run_id, &spec.handle, RunHappening::Started { at: spec.started_at });
         tokio::spawn(async move {
@@ -179,75 +173,77 @@ impl Performer {
         });
     }
 
-    fn close(
-        &mut self,
-        run: RunId,
-        handle: Handle,
-        end: RunEnd,
-        keep: HistoryKeep,
-        retry: Option<NewRun>,
-        ended: Option<Token>,
-    ) {
-        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
-        let retried = retry.as_ref().map(|retry| (retry.run_id.clone(), retry.queued_at));
-        let closed = self.services.ledgers.close_run(
-            &handle.app,
-            RunClose {
-                run_id: run.clone(),
-                automation_id: handle.automation.clone(),
-                status: end.status,
-                ended_at: end.ended_at,
-                summary: end.summary.clone(),
-                output_json: end.output_json.clone(),
-                error: end.error.clone(),
-                error_code: end.error_code,
-                keep,
-                retry,
-            },
-        );
+    fn close(&mut self, close: Arc<Close>) {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).remove(&close.run);
+        self.sessions.remove(&close.run);
+        let closed = self.services.ledgers.close_run(&close.handle.app, Arc::clone(&close));
         let services = Arc::clone(&self.services);
-        let running = self.sessions.remove(&run).map(|_| self.running.clone());
         tokio::spawn(async move {
-            match closed.await {
-                Ok(()) => {
-                    services.bus.tell(
-                        &run,
-                        &handle,
-                        RunHappening::Ended {
-                            status: end.status,
-                            at: end.ended_at,
-                            summary: end.summary.clone(),
-                            error: end.error.clone(),
-                            error_code: end.error_code,
-                        },
-                    );
-                    if let Some((retry, at)) = retried {
-                        let origin = crate::fire::TriggerOrigin::Retry;
-                        services.bus.tell(
-                            &retry,
-                            &handle,
-                            RunHappening::Opened { status: RunStatus::Queued, origin, at },
-                        );
-                    }
+            let result = closed.await;
+            let Close { run, handle, end, next, .. } = &*close;
+            if result.is_ok() {
+                let ended = RunHappening::Ended {
+                    status: end.status,
+                    at: end.ended_at,
+                    summary: end.summary.clone(),
+                    error: end.error.clone(),
+                    error_code: end.error_code,
+                };
+                services.bus.tell(run, handle, ended);
+                if let Some(next) = next {
+                    Opening::of(next).tell_live(&services);
                 }
-                // The next start finds the row open and closes it as interrupted.
-                Err(error) => tracing::error!(%handle, %run, %error, "the end of a run could not be recorded"),
             }
-            if let Some(token) = ended {
-                services.door.answer(token, Answer::Ended(end));
-            }
-            // Only now is the run over for a daemon that waits to stop.
-            if let Some(running) = running {
-                running.send_modify(|running| *running = running.saturating_sub(1));
-            }
+            let (run, app) = (run.clone(), handle.app.clone());
+            services.door.send(Event::RunClosed { run, app, result: result.map_err(|error| refusal(&error)) });
         });
     }
+}
+
+/// What is told of a row that is being opened.
+struct Opening {
+    run: RunId,
+    handle: Handle,
+    status: RunStatus,
+    origin: TriggerOrigin,
+    at: EpochMs,
+}
+
+impl Opening {
+    fn of(row: &NewRun) -> Self {
+        let NewRun { run_id, status, origin, queued_at, .. } = row;
+        Self { run: run_id.clone(), handle: row.handle(), status: *status, origin: *origin, at: *queued_at }
+    }
+
+    fn tell_live(&self, services: &Services) {
+        let Self { status, origin, at, .. } = *self;
+        services.bus.tell(&self.run, &self.handle, RunHappening::Opened { status, origin, at });
+    }
+
+    fn tell(self, services: &Services, opened: Result<Opened, LedgerError>) {
+        let result = match opened {
+            Ok(Opened::Inserted) => {
+                self.tell_live(services);
+                Ok(Recorded::Inserted)
+            }
+            Ok(Opened::Duplicate) => Ok(Recorded::Duplicate),
+            Err(error) => {
+                tracing::error!(handle = %self.handle, %error, "a fire could not be recorded, so it is not run");
+                Err(refusal(&error))
+            }
+        };
+        services.door.send(Event::RunOpened { run: self.run, result });
+    }
+}
+
+fn refusal(error: &LedgerError) -> Refusal {
+    Refusal { message: error.to_string(), passing: error.is_unwritable() }
 }
 
 /// Waits for a write that nobody else waits for, and tells when it fails.
 fn report<F>(app: AppId, what: &'static str, write: F)
 where
-    F: Future<Output = Result<(), crate::ledger::LedgerError>> + Send + 'static,
+    F: Future<Output = Result<(), LedgerError>> + Send + 'static,
 {
     tokio::spawn(async move {
         if let Err(error) = write.await {

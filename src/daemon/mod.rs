@@ -41,8 +41,8 @@ pub use services::{Folders, Services};
 use effects::Performer;
 use services::{Door, Input};
 
-/// Host processes may outnumber the slots by the parents that wait for children, level by level, and by the queries and
-/// actions that they call.
+/// Host processes may outnumber the slots by the parents that wait for children, a set of slots for each level
+/// (`core::admission`), and by the queries and actions that they call.
 const HOSTS_PER_SLOT: usize = crate::core::MAX_INVOKE_DEPTH as usize + 2;
 /// Ledgers that are open at once.
 const OPEN_LEDGERS: usize = 128;
@@ -84,8 +84,6 @@ pub enum StartError {
 #[derive(Clone)]
 pub struct Daemon {
     services: Arc<Services>,
-    /// How many runs have started and not ended.
-    running: watch_channel::Receiver<usize>,
     watcher: watch_channel::Receiver<Option<WatcherState>>,
     /// Counts the loop's steps, for whoever waits for the state to become something.
     steps: watch_channel::Receiver<u64>,
@@ -116,8 +114,7 @@ impl Daemon {
         let services = Arc::new(make_services(&options, folders, door));
         let scheduling = matches!(options.scope, Scope::Root { .. });
         let mut state = State::new(options.config.runs.slots, scheduling, Box::new(RunId::at));
-        let (running_tx, running) = watch_channel::channel(0);
-        let mut performer = Performer::new(Arc::clone(&services), running_tx);
+        let mut performer = Performer::new(Arc::clone(&services));
 
         let (watcher_tx, watcher_state) = watch_channel::channel(None);
         let mut tasks = Vec::new();
@@ -155,7 +152,7 @@ impl Daemon {
         }
         let (steps_tx, steps) = watch_channel::channel(0);
         tasks.push(tokio::spawn(turn(state, performer, inputs, steps_tx)));
-        Ok(Self { services, running, watcher: watcher_state, steps, parts: Arc::new(Parts { watcher, tasks }) })
+        Ok(Self { services, watcher: watcher_state, steps, parts: Arc::new(Parts { watcher, tasks }) })
     }
 
     pub fn services(&self) -> &Services {
@@ -214,7 +211,8 @@ impl Daemon {
     /// Takes no more fires, gives the running ones `grace`, cancels the rest, and closes the ledgers.
     pub async fn stop(&self, grace: Duration) {
         self.services.door.send(Event::Stopping);
-        if tokio::time::timeout(grace, self.idle()).await.is_err() {
+        let idle = || self.wait_for(|state| state.is_idle());
+        if tokio::time::timeout(grace, idle()).await.is_err() {
             let open = self.look(|state| state.open_runs().filter(|r| r.active).collect::<Vec<_>>()).await;
             for run in open.unwrap_or_default() {
                 self.services.door.send(Event::CancelRequested {
@@ -223,20 +221,12 @@ impl Daemon {
                     token: None,
                 });
             }
-            if tokio::time::timeout(CANCEL_GRACE, self.idle()).await.is_err() {
+            if tokio::time::timeout(CANCEL_GRACE, idle()).await.is_err() {
                 tracing::warn!("some runs did not end; the next start records them as interrupted");
             }
         }
         self.services.ledgers.close_all().await;
         self.services.pool.shutdown().await;
-    }
-
-    /// Nothing runs, and the ends of what ran are written.
-    async fn idle(&self) {
-        self.wait_for(|state| !state.open_runs().any(|run| run.active)).await;
-        let mut running = self.running.clone();
-        // An error means that the loop has ended: nothing runs any more.
-        let _ = running.wait_for(|running| *running == 0).await;
     }
 
     /// Reads the whole root again, whatever the watcher thinks.

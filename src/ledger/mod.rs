@@ -52,7 +52,7 @@ pub use error::{Fault, LedgerError, StateScope};
 pub use ops::{Opened, Watermark};
 pub use read::{Counts, Reader, RunQuery};
 pub use recovery::Recovered;
-pub use rows::{JsonText, LogRow, NewNode, NewRun, NodeClose, NodeRow, RunClose, RunRow};
+pub use rows::{Close, JsonText, LogRow, NewNode, NewRun, NodeClose, NodeRow, RunRow};
 pub use stored::{FULL_VALUE_BYTES, is_truncated};
 
 use fleet::Fleet;
@@ -149,17 +149,17 @@ impl Ledgers {
         self.command(app, Op::StartRun { run_id: run_id.clone(), at, handler_hash })
     }
 
-    /// Ends a run: its open nodes are closed as failed, its retry is written, all in one transaction. Then, after the
-    /// answer, retention is applied to its automation.
+    /// Ends a run: its open nodes are closed as cancelled, the run that follows from it is written, all in one transaction.
+    /// Then, after the answer, retention is applied to its automation.
     ///
     /// # Errors
-    /// `IllegalTransition` for a run that has ended or a `retry` that is no queued retry of it, `NoSuchRun`.
+    /// `IllegalTransition` for a run that has ended or a `next` that does not follow from it, `NoSuchRun`.
     pub fn close_run(
         &self,
         app: &AppId,
-        end: RunClose,
+        close: Arc<Close>,
     ) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
-        self.command(app, Op::CloseRun(Box::new(end)))
+        self.command(app, Op::CloseRun(close))
     }
 
     /// Writes nodes as open, all or none.
@@ -242,22 +242,22 @@ impl Ledgers {
         self.command(app, Op::StateDelete { automation: automation.clone(), key: key.to_owned() })
     }
 
-    /// Sets watermarks as given, back too: for a trigger that is new, edited or enabled again.
-    pub fn set_watermarks(
-        &self,
-        app: &AppId,
-        marks: Vec<Watermark>,
-    ) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
-        self.command(app, Op::SetWatermarks { marks, never_back: false })
-    }
-
-    /// Sets watermarks where that moves them forward.
+    /// Arms triggers, with their watermarks where those move forward.
     pub fn raise_watermarks(
         &self,
         app: &AppId,
         marks: Vec<Watermark>,
     ) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
-        self.command(app, Op::SetWatermarks { marks, never_back: true })
+        self.command(app, Op::RaiseWatermarks { marks })
+    }
+
+    /// Triggers that are armed no more, by automation and key: [`Self::recover`] leaves their watermarks out.
+    pub fn disarm_triggers(
+        &self,
+        app: &AppId,
+        triggers: Vec<(AutomationId, String)>,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
+        self.command(app, Op::DisarmTriggers { triggers })
     }
 
     /// What an earlier daemon left. For an app that has no ledger: nothing, and none is made.

@@ -4,6 +4,8 @@
 //! Invariants: a status changes only as `RunStatus::TRANSITIONS` allows; a node is closed once; nothing is written to
 //! a run that has ended; a cron instant at or below its trigger's watermark is never opened again.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
@@ -13,7 +15,7 @@ use crate::fire::{AutomationId, EpochMs, ErrorCode, LogLine, RunId, RunStatus, T
 use super::error::LedgerError;
 use super::recovery::{self, Recovered};
 use super::retention::Note;
-use super::rows::{NewNode, NewRun, NodeClose, RunClose};
+use super::rows::{Close, NewNode, NewRun, NodeClose};
 use super::state::{self, StateSizes};
 use super::{Durability, stored};
 
@@ -24,7 +26,7 @@ pub(super) enum Op {
         at: EpochMs,
         handler_hash: Option<String>,
     },
-    CloseRun(Box<RunClose>),
+    CloseRun(Arc<Close>),
     OpenNodes {
         run_id: RunId,
         nodes: Vec<NewNode>,
@@ -52,9 +54,11 @@ pub(super) enum Op {
         automation: AutomationId,
         key: String,
     },
-    SetWatermarks {
+    RaiseWatermarks {
         marks: Vec<Watermark>,
-        never_back: bool,
+    },
+    DisarmTriggers {
+        triggers: Vec<(AutomationId, String)>,
     },
     Recover,
     /// Answered when retention has nothing left to do for this automation.
@@ -101,7 +105,7 @@ pub(super) fn apply(
     match op {
         Op::OpenRun(run) => open_run(conn, run, notes).map(Reply::Opened),
         Op::StartRun { run_id, at, handler_hash } => start_run(conn, run_id, *at, handler_hash.as_deref()).map(done),
-        Op::CloseRun(end) => close_run(conn, end, notes).map(done),
+        Op::CloseRun(close) => close_run(conn, close, notes).map(done),
         Op::OpenNodes { run_id, nodes } => open_nodes(conn, run_id, nodes).map(done),
         Op::CloseNodes { run_id, closes } => close_nodes(conn, run_id, closes).map(done),
         Op::AppendLogs { run_id, first_seq, lines } => append_logs(conn, run_id, *first_seq, lines).map(done),
@@ -110,9 +114,8 @@ pub(super) fn apply(
             state::set(conn, sizes, automation, key, value_json, *at).map(done)
         }
         Op::StateDelete { automation, key } => state::delete(conn, sizes, automation, key).map(done),
-        Op::SetWatermarks { marks, never_back } => {
-            marks.iter().try_for_each(|mark| set_watermark(conn, mark, *never_back)).map(done)
-        }
+        Op::RaiseWatermarks { marks } => marks.iter().try_for_each(|mark| raise_watermark(conn, mark)).map(done),
+        Op::DisarmTriggers { triggers } => triggers.iter().try_for_each(|trigger| disarm(conn, trigger)).map(done),
         Op::Recover => recovery::recover(conn).map(|found| Reply::Recovered(Box::new(found))),
         Op::Sweep { automation, keep, at } => {
             notes.push(Note::Due { automation: automation.clone(), keep: *keep, at: *at });
@@ -140,7 +143,7 @@ fn open_run(conn: &Connection, run: &NewRun, notes: &mut Vec<Note>) -> Result<Op
         if mark.is_some_and(|mark| instant <= mark) || cron_fire_exists(conn, run, key, instant)? {
             return Ok(Opened::Duplicate);
         }
-        set_watermark(conn, &(run.automation_id.clone(), key.to_owned(), instant), true)?;
+        raise_watermark(conn, &(run.automation_id.clone(), key.to_owned(), instant))?;
     }
     insert_run(conn, run)?;
     notes.push(Note::Inserted {
@@ -209,15 +212,16 @@ fn start_run(conn: &Connection, run_id: &RunId, at: EpochMs, handler_hash: Optio
     Ok(())
 }
 
-/// The row's end, the end of its open nodes, and its retry.
-fn close_run(conn: &Connection, end: &RunClose, notes: &mut Vec<Note>) -> Result<(), LedgerError> {
-    require_transition(conn, &end.run_id, end.status)?;
+/// The row's end, the end of its open nodes, and the run that follows from it.
+fn close_run(conn: &Connection, close: &Close, notes: &mut Vec<Note>) -> Result<(), LedgerError> {
+    let (run, end) = (&close.run, &close.end);
+    require_transition(conn, run, end.status)?;
     conn.prepare_cached(
         "UPDATE runs SET status = ?2, ended_at = ?3, summary = ?4, output_json = ?5, error = ?6, error_code = ?7 \
          WHERE run_id = ?1",
     )?
     .execute(params![
-        end.run_id.as_str(),
+        run.as_str(),
         end.status.as_str(),
         end.ended_at,
         end.summary,
@@ -225,22 +229,26 @@ fn close_run(conn: &Connection, end: &RunClose, notes: &mut Vec<Note>) -> Result
         end.error.as_deref().map(stored::shorten_error),
         end.error_code.map(ErrorCode::as_str),
     ])?;
-    let node_error = end.error_code.map_or("run ended".to_owned(), |code| format!("run ended: {code}"));
+    let node_error = end.error_code.map_or("cancelled: the run ended before the call".to_owned(), |code| {
+        format!("cancelled: the run ended ({code}) before the call")
+    });
     conn.prepare_cached("UPDATE run_nodes SET ok = 0, error = ?2, ended_at = ?3 WHERE run_id = ?1 AND ok IS NULL")?
-        .execute(params![end.run_id.as_str(), node_error, end.ended_at])?;
-    conn.prepare_cached("DELETE FROM run_inputs WHERE run_id = ?1")?.execute([end.run_id.as_str()])?;
+        .execute(params![run.as_str(), node_error, end.ended_at])?;
+    conn.prepare_cached("DELETE FROM run_inputs WHERE run_id = ?1")?.execute([run.as_str()])?;
     notes.push(Note::Ended {
-        automation: end.automation_id.clone(),
-        run_id: end.run_id.clone(),
+        automation: close.handle.automation.clone(),
+        run_id: run.clone(),
         error: end.status == RunStatus::Error,
     });
-    if let Some(retry) = &end.retry {
-        if retry.status != RunStatus::Queued || retry.retry_of.as_ref() != Some(&end.run_id) {
-            return Err(LedgerError::illegal(format!("run {} is no queued retry of {}", retry.run_id, end.run_id)));
+    if let Some(next) = &close.next {
+        let follows = [&next.retry_of, &next.trigger.failed_run].into_iter().flatten().any(|id| id == run);
+        if next.status != RunStatus::Queued || !follows {
+            let what = format!("run {} is no queued retry of {}, nor handles its failure", next.run_id, run);
+            return Err(LedgerError::illegal(what));
         }
-        open_run(conn, retry, notes)?;
+        open_run(conn, next, notes)?;
     }
-    notes.push(Note::Due { automation: end.automation_id.clone(), keep: end.keep, at: end.ended_at });
+    notes.push(Note::Due { automation: close.handle.automation.clone(), keep: close.keep, at: end.ended_at });
     Ok(())
 }
 
@@ -314,19 +322,18 @@ fn append_logs(conn: &Connection, run_id: &RunId, first_seq: u32, lines: &[LogLi
     Ok(())
 }
 
-fn set_watermark(
-    conn: &Connection,
-    (automation, key, instant): &Watermark,
-    never_back: bool,
-) -> Result<(), LedgerError> {
-    let sql = if never_back {
-        "INSERT INTO trigger_watermarks (automation_id, trigger_key, scheduled_for) VALUES (?1, ?2, ?3) \
-         ON CONFLICT DO UPDATE SET scheduled_for = excluded.scheduled_for WHERE excluded.scheduled_for > scheduled_for"
-    } else {
-        "INSERT INTO trigger_watermarks (automation_id, trigger_key, scheduled_for) VALUES (?1, ?2, ?3) \
-         ON CONFLICT DO UPDATE SET scheduled_for = excluded.scheduled_for"
-    };
+/// Also arms the trigger. It never goes back: what lies below it has been dealt with.
+fn raise_watermark(conn: &Connection, (automation, key, instant): &Watermark) -> Result<(), LedgerError> {
+    let sql = "INSERT INTO trigger_watermarks (automation_id, trigger_key, scheduled_for) VALUES (?1, ?2, ?3) \
+               ON CONFLICT DO UPDATE SET scheduled_for = max(scheduled_for, excluded.scheduled_for), armed = 1";
     conn.prepare_cached(sql)?.execute(params![automation.as_str(), key, instant])?;
+    Ok(())
+}
+
+/// The watermark stays, so that no instant fires twice; but what lies above it was not missed.
+fn disarm(conn: &Connection, (automation, key): &(AutomationId, String)) -> Result<(), LedgerError> {
+    conn.prepare_cached("UPDATE trigger_watermarks SET armed = 0 WHERE automation_id = ?1 AND trigger_key = ?2")?
+        .execute(params![automation.as_str(), key])?;
     Ok(())
 }
 

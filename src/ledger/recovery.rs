@@ -21,6 +21,7 @@ pub struct Recovered {
     pub running: Vec<NewRun>,
     /// Oldest first.
     pub queued: Vec<NewRun>,
+    /// Of the triggers that were armed.
     pub watermarks: Vec<Watermark>,
     /// Where a corrupt ledger of this app was moved since the daemon started, if that happened.
     pub quarantined: Option<PathBuf>,
@@ -73,7 +74,8 @@ fn as_opened(row: RunRow, full_input: Option<String>) -> NewRun {
 }
 
 fn watermarks(conn: &Connection) -> Result<Vec<Watermark>, LedgerError> {
-    let mut statement = conn.prepare("SELECT automation_id, trigger_key, scheduled_for FROM trigger_watermarks")?;
+    let mut statement =
+        conn.prepare("SELECT automation_id, trigger_key, scheduled_for FROM trigger_watermarks WHERE armed")?;
     let mut rows = statement.query([])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {

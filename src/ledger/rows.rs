@@ -1,34 +1,13 @@
-//! The rows of a ledger as the rest of the program sees them: what is written ([`NewRun`], [`RunClose`], [`NewNode`],
+//! The rows of a ledger as the rest of the program sees them: what is written ([`NewRun`], [`Close`], [`NewNode`],
 //! [`NodeClose`]) and what is read back ([`RunRow`], [`NodeRow`], [`LogRow`]). In what is written, a `…_json` is JSON
 //! text; in what is read, such a column is a [`JsonText`], which serializes as the value that it is.
 
 use serde::{Serialize, Serializer};
 
-use crate::core::manifest::HistoryKeep;
-pub use crate::core::run::NewRun;
-use crate::fire::{
-    AppId, AutomationId, EpochMs, ErrorCode, LogLevel, NodeKind, RunId, RunStatus, TriggerInfo, TriggerOrigin,
-};
+pub use crate::core::run::{Close, NewRun};
+use crate::fire::{AppId, AutomationId, EpochMs, LogLevel, NodeKind, RunId, RunStatus, TriggerInfo, TriggerOrigin};
 
 use super::error::LedgerError;
-
-/// The end of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RunClose {
-    pub run_id: RunId,
-    pub automation_id: AutomationId,
-    /// `ok`, `error` or `cancelled`.
-    pub status: RunStatus,
-    pub ended_at: EpochMs,
-    pub summary: Option<String>,
-    pub output_json: Option<String>,
-    pub error: Option<String>,
-    pub error_code: Option<ErrorCode>,
-    /// Retention of this automation, applied after the caller has been answered.
-    pub keep: HistoryKeep,
-    /// The `queued` run that repeats this one; written in the same transaction.
-    pub retry: Option<NewRun>,
-}
 
 /// A row of `run_nodes` as it is born: open.
 #[derive(Debug, Clone, PartialEq)]

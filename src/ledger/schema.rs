@@ -113,8 +113,11 @@ CREATE TABLE run_inputs (
 ) WITHOUT ROWID;
 ";
 
+/// Step 3: a trigger that was disabled, edited away or removed is known as such after a restart, too.
+const ARMED: &str = "ALTER TABLE trigger_watermarks ADD COLUMN armed INTEGER NOT NULL DEFAULT 1;";
+
 /// Index + 1 is the `user_version` that a step leads to.
-pub(super) const STEPS: &[&str] = &[CONTRACT, OWN];
+pub(super) const STEPS: &[&str] = &[CONTRACT, OWN, ARMED];
 
 /// What this version writes.
 pub(super) fn known_version() -> i64 {

@@ -10,7 +10,10 @@ use std::path::PathBuf;
 use rusqlite::Connection;
 
 use crate::core::manifest::HistoryKeep;
-use crate::fire::{AppId, AutomationId, EpochMs, ErrorCode, NodeKind, RunId, RunStatus, TriggerInfo, TriggerOrigin};
+use crate::core::run::RunEnd;
+use crate::fire::{
+    AppId, AutomationId, EpochMs, ErrorCode, Handle, NodeKind, RunId, RunStatus, TriggerInfo, TriggerOrigin,
+};
 
 use super::*;
 
@@ -133,19 +136,29 @@ pub fn cron(app: &AppId, key: &str, instant: EpochMs) -> NewRun {
     }
 }
 
-pub fn end(run_id: &RunId, at: EpochMs, status: RunStatus, keep: HistoryKeep) -> RunClose {
-    RunClose {
-        run_id: run_id.clone(),
-        automation_id: automation("a"),
+pub fn end(run_id: &RunId, at: EpochMs, status: RunStatus, keep: HistoryKeep) -> Arc<Close> {
+    close(run_id, at, status, keep, "a", None)
+}
+
+/// An end of a run of automation `name`, with what follows from it.
+pub fn close(
+    run_id: &RunId,
+    at: EpochMs,
+    status: RunStatus,
+    keep: HistoryKeep,
+    name: &str,
+    next: Option<NewRun>,
+) -> Arc<Close> {
+    let end = RunEnd {
         status,
         ended_at: at,
         summary: None,
         output_json: None,
         error: (status == RunStatus::Error).then(|| "boom".to_owned()),
         error_code: (status == RunStatus::Error).then_some(ErrorCode::HandlerThrew),
-        keep,
-        retry: None,
-    }
+    };
+    let handle = Handle::new(AppId::new("shop").unwrap(), automation(name));
+    Arc::new(Close { run: run_id.clone(), handle, end, keep, next })
 }
 
 pub fn node(ordinal: u32) -> NewNode {

@@ -18,9 +18,9 @@ async fn a_run_is_kept_with_its_nodes_and_logs() {
     root.ledgers.close_nodes(&app, &id, vec![usage]).await.unwrap();
     let line = |text: &str| LogLine { at: T0, level: LogLevel::Warn, message: text.to_owned(), fields_json: None };
     root.ledgers.append_logs(&app, &id, 0, vec![line("one"), line("two")]).await.unwrap();
-    let mut close = end(&id, T0 + 9, RunStatus::Ok, HistoryKeep::All);
-    close.output_json = Some(r#"{"sum":2}"#.to_owned());
-    root.ledgers.close_run(&app, close).await.unwrap();
+    let mut close = (*end(&id, T0 + 9, RunStatus::Ok, HistoryKeep::All)).clone();
+    close.end.output_json = Some(r#"{"sum":2}"#.to_owned());
+    root.ledgers.close_run(&app, Arc::new(close)).await.unwrap();
 
     let reader = root.reader(&app);
     let row = serde_json::to_value(reader.run(&id).unwrap().unwrap()).unwrap();
@@ -40,7 +40,7 @@ async fn a_run_is_kept_with_its_nodes_and_logs() {
     // Node 0 was still open when the run ended.
     assert_eq!(
         (nodes[0].ok, nodes[0].error.as_deref(), nodes[0].ended_at),
-        (Some(false), Some("run ended"), Some(T0 + 9))
+        (Some(false), Some("cancelled: the run ended before the call"), Some(T0 + 9))
     );
     assert_eq!((nodes[1].ok, nodes[1].batch_id, nodes[1].kind), (Some(true), Some(3), NodeKind::Agent));
     assert_eq!(nodes[1].usage.as_ref().unwrap().as_str(), r#"{"tokens":5}"#);
@@ -75,20 +75,24 @@ async fn a_cron_instant_is_opened_once_whatever_became_of_its_row() {
 }
 
 #[tokio::test]
-async fn watermarks_are_set_or_raised() {
+async fn watermarks_only_rise_and_disarmed_triggers_have_none() {
     let root = root();
     let app = root.app("shop");
     let mark = |at| vec![(automation("a"), "k".to_owned(), at)];
-    let now = async || root.ledgers.recover(&app).await.unwrap().watermarks[0].2;
-    root.ledgers.set_watermarks(&app, mark(T0)).await.unwrap();
-    root.ledgers.raise_watermarks(&app, mark(T0 - 1)).await.unwrap();
-    assert_eq!(now().await, T0);
-    root.ledgers.raise_watermarks(&app, mark(T0 + 1)).await.unwrap();
-    assert_eq!(now().await, T0 + 1);
+    let now = async || root.ledgers.recover(&app).await.unwrap().watermarks.first().map(|mark| mark.2);
+    for (given, expected) in [(T0, T0), (T0 - 1, T0), (T0 + 1, T0 + 1)] {
+        root.ledgers.raise_watermarks(&app, mark(given)).await.unwrap();
+        assert_eq!(now().await, Some(expected));
+    }
+    root.ledgers.disarm_triggers(&app, vec![(automation("a"), "k".to_owned())]).await.unwrap();
+    assert_eq!(now().await, None, "what a disabled trigger did not fire was not missed");
+    let below = root.ledgers.open_run(&app, cron(&app, "k", T0), Durability::Process).await;
+    assert_eq!(below, Ok(Opened::Duplicate), "but nothing fires twice");
+    root.ledgers.raise_watermarks(&app, mark(T0)).await.unwrap();
+    assert_eq!(now().await, Some(T0 + 1), "armed again");
     // Set back by hand: the row that is there still says no.
     root.opened(&app, cron(&app, "k", T0 + 2)).await;
-    root.ledgers.set_watermarks(&app, mark(T0 - 5)).await.unwrap();
-    assert_eq!(now().await, T0 - 5);
+    root.client(&app).execute("UPDATE trigger_watermarks SET scheduled_for = 0", []).unwrap();
     let again = root.ledgers.open_run(&app, cron(&app, "k", T0 + 2), Durability::Process).await;
     assert_eq!(again, Ok(Opened::Duplicate));
 }
@@ -155,7 +159,7 @@ async fn nodes_are_closed_once_and_an_ended_run_is_left_alone() {
     let line = LogLine { at: T0, level: LogLevel::Info, message: "late".to_owned(), fields_json: None };
     assert_eq!(ledgers.append_logs(&app, &id, 0, vec![line]).await, ended);
     assert_eq!(root.reader(&app).nodes(&id).unwrap(), before);
-    assert_eq!(before[1].error.as_deref(), Some("run ended: handler_threw"));
+    assert_eq!(before[1].error.as_deref(), Some("cancelled: the run ended (handler_threw) before the call"));
     let waiting = root.opened(&app, queued(&app, T0)).await;
     assert!(is_illegal(ledgers.open_nodes(&app, &waiting, vec![node(0)]).await));
 }
@@ -189,18 +193,17 @@ async fn after_a_kill_open_runs_are_found_with_their_whole_input() {
         attempt: 2,
         ..with_input(queued(&app, T0 + 30))
     };
-    let close = RunClose {
-        error_code: Some(ErrorCode::Interrupted),
-        retry: Some(retry.clone()),
-        ..end(&running, T0 + 30, RunStatus::Error, HistoryKeep::All)
-    };
+    let close = close(&running, T0 + 30, RunStatus::Error, HistoryKeep::All, "a", Some(retry.clone()));
     next.ledgers.close_run(&app, close).await.unwrap();
     let again = next.after_kill(&app).ledgers.recover(&app).await.unwrap();
     assert_eq!((again.running.len(), again.queued.len()), (0, 3));
     assert_eq!(again.queued[2], retry);
     let inputs = "SELECT count(*) FROM run_inputs";
     assert_eq!(count(&next.client(&app), inputs), 2);
-    assert_eq!(next.reader(&app).nodes(&running).unwrap()[0].error.as_deref(), Some("run ended: interrupted"));
+    assert_eq!(
+        next.reader(&app).nodes(&running).unwrap()[0].error.as_deref(),
+        Some("cancelled: the run ended (handler_threw) before the call")
+    );
     next.ledgers.start_run(&app, &first, T0, None).await.unwrap();
     next.ledgers.close_run(&app, end(&first, T0, RunStatus::Ok, HistoryKeep::All)).await.unwrap();
     assert_eq!(count(&next.client(&app), inputs), 1);
@@ -270,8 +273,8 @@ async fn a_request_that_is_refused_half_way_is_taken_back_whole_and_alone() {
     let before = ledgers.open_nodes(&app, &id, vec![node(1)]);
     let half_nodes = ledgers.open_nodes(&app, &id, vec![node(2), node(0)]);
     let no_retry = NewRun { retry_of: None, ..queued(&app, T0) };
-    let half_end =
-        ledgers.close_run(&app, RunClose { retry: Some(no_retry), ..end(&id, T0, RunStatus::Ok, HistoryKeep::Errors) });
+    let half_end = close(&id, T0, RunStatus::Ok, HistoryKeep::Errors, "a", Some(no_retry));
+    let half_end = ledgers.close_run(&app, half_end);
     let after = ledgers.open_nodes(&app, &id, vec![node(3)]);
     client.execute_batch("COMMIT").unwrap();
     assert_eq!(before.await, Ok(()));

@@ -21,7 +21,7 @@ async fn sample(root: &Root, app: &AppId) -> Vec<RunId> {
             _ => None,
         };
         if let Some(ended) = ended {
-            let close = RunClose { automation_id: automation(name), ..end(&id, at + 5, ended, HistoryKeep::All) };
+            let close = close(&id, at + 5, ended, HistoryKeep::All, name, None);
             root.ledgers.close_run(app, close).await.unwrap();
         }
         ids.push(id);
@@ -77,7 +77,7 @@ async fn a_run_is_dead_when_its_last_retry_failed() {
             ..queued(&app, T0 + i64::from(attempt))
         };
         let next = retry.run_id.clone();
-        let close = RunClose { retry: Some(retry), ..end(&id, T0 + 1, RunStatus::Error, HistoryKeep::All) };
+        let close = close(&id, T0 + 1, RunStatus::Error, HistoryKeep::All, "a", Some(retry));
         root.ledgers.close_run(&app, close).await.unwrap();
         assert_eq!(dead(), [], "a retry is pending");
         root.ledgers.start_run(&app, &next, T0 + 5, None).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_run_is_dead_when_its_last_retry_failed() {
         NewRun { retry_of: Some(never_retried), ..queued(&app, T0) },
         NewRun { retry_of: Some(open.clone()), ..manual(&app, T0) },
     ] {
-        let close = RunClose { retry: Some(retry), ..end(&open, T0 + 1, RunStatus::Error, HistoryKeep::All) };
+        let close = close(&open, T0 + 1, RunStatus::Error, HistoryKeep::All, "a", Some(retry));
         assert!(is_illegal(root.ledgers.close_run(&app, close).await));
     }
     assert_eq!(root.reader(&app).run(&open).unwrap().unwrap().status, RunStatus::Running, "taken back whole");
