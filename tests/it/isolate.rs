@@ -1165,3 +1165,44 @@ async fn a_host_that_breaks_the_protocol_is_killed() {
         pool.shutdown().await;
     }
 }
+
+/// A host may be so fast that its first words are there before its task in the daemon has heard of the new run. Here the
+/// order is forced: the fake has answered, and the system has told so, before that task runs again.
+#[cfg(unix)]
+#[test]
+fn what_a_host_says_at_once_is_not_lost() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().event_interval(1).build().expect("a runtime");
+    runtime.block_on(async {
+        let call = CtxCall { id: 0, at: 0, body: CtxCallBody::StateGet { key: "k".into() } };
+        let outcome = Outcome::Settled { summary: None, output_json: None };
+        let mut answer = Vec::new();
+        for frame in [
+            FromHost::Batch { logs: vec![], calls: vec![call], tick: None },
+            FromHost::Ended(JobEnd { outcome, cpu_ms: 0, peak_bytes: None }),
+        ] {
+            wire::encode(&frame, &mut answer).expect("small");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let answered = folder.path().join("answered");
+        let last = format!(": > {}; exec /bin/sleep 60", answered.display());
+        let program = fake_host(folder.path(), &answer, &last);
+        let pool = Pool::start(PoolConfig { program, warm: 1, max_hosts: 1, limits: Limits::default() });
+        while pool.stats().warm == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Takes the turn before the runtime looks for input; the host's task comes after that.
+        tokio::spawn(async {});
+        let running = pool.run(job("")).await.expect("ready");
+        // This thread is the whole runtime: nothing else goes on in the daemon.
+        let started = std::time::Instant::now();
+        while !answered.exists() {
+            assert!(started.elapsed() < std::time::Duration::from_secs(30), "the fake does not answer");
+            std::thread::yield_now();
+        }
+        let seen = follow(running, |_| None).await;
+        assert!(matches!(seen.end.outcome, Outcome::Settled { .. }));
+        assert_eq!(seen.batches.len(), 1);
+        pool.shutdown().await;
+    });
+}
