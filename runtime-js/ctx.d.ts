@@ -16,7 +16,7 @@
  * does to the world goes through `ctx`.
  */
 
-/** What JSON can hold. */
+/** What JSON can hold; whatever crosses nests at most 100 levels of arrays and objects. */
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 
 /** A JSON object. */
@@ -41,7 +41,7 @@ export interface HandlerArgs<Input = any> {
 export interface HandlerResult<Output = any> {
   /** One line for the run list; cut at 4 KiB. */
   summary?: string;
-  /** JSON, at most 1 MiB; checked against the manifest's `outputSchema`. */
+  /** JSON, at most 1 MiB and 100 levels deep; checked against the manifest's `outputSchema`. */
   output?: Output;
 }
 
@@ -51,7 +51,8 @@ export interface Ctx<Input = any> {
    * Calls one tool and resolves to its result.
    *
    * Calls made in one tick run concurrently: `await Promise.all([ctx.tool(…), ctx.tool(…)])`. Nothing is retried for
-   * you: use `try`/`catch`.
+   * you: use `try`/`catch`. Await each call, as all of `ctx`: one that is pending when the handler settles is
+   * cancelled.
    *
    * @param name `centraid_describe`, `centraid_read`, `centraid_write`, or `<server>.<tool>` of an MCP server.
    * @param args A JSON object; leaving it out is `{}`.
@@ -167,7 +168,7 @@ export interface Run {
 
 /** What a rejected `ctx` or `db` call is. */
 export interface CallError extends Error {
-  /** Stable, such as `tool_not_allowed` or `INVALID_INPUT`. */
+  /** Stable, such as `tool_not_allowed`, `too_deep` or `INVALID_INPUT`. */
   code: string;
   /** The part of the arguments that was wrong, when the tool says so. */
   path?: string;
@@ -209,7 +210,7 @@ export interface ActionResult {
   body: any;
 }
 
-/** The app's own `data.sqlite`. */
+/** The app's own `data.sqlite`. Await each call: one that is pending when the handler settles may be lost. */
 export interface Database extends Queryable {
   /**
    * Runs `work` in one transaction and resolves to its result. When `work` throws, everything is rolled back and the

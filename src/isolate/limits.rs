@@ -99,6 +99,17 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// Adds a frame, and writes when enough stands in `bytes` to be worth it.
+    pub(super) fn add(&mut self, frame: &FromHost) -> io::Result<()> {
+        wire::encode(frame, &mut self.bytes).map_err(io::Error::other)?;
+        if self.bytes.len() >= wire::FULL_FRAME { self.write(None) } else { Ok(()) }
+    }
+
+    /// Writes what [`Self::add`] has left, if anything.
+    pub(super) fn write_rest(&mut self) -> io::Result<()> {
+        if self.bytes.is_empty() { Ok(()) } else { self.write(None) }
+    }
+
     /// Writes what stands in `bytes`.
     pub(super) fn write(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let result = self.out.write_all(&self.bytes, deadline);
@@ -420,8 +431,10 @@ impl Shared {
                 cpu_ms: u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX),
                 peak_bytes: Some(self.peak_bytes.load(Ordering::SeqCst)).filter(|&peak| peak > 0),
             };
-            let frames = [FromHost::Batch { logs, calls: vec![], tick: None }, FromHost::Ended(end)];
-            let encoded = frames.iter().all(|frame| wire::encode(frame, &mut outbox.bytes).is_ok());
+            // Without lines no batch: none may come after abandoned calls, which may have been sent already.
+            let said = (!logs.is_empty()).then_some(FromHost::Batch { logs, calls: vec![], tick: None });
+            let mut frames = said.into_iter().chain([FromHost::Ended(end)]);
+            let encoded = frames.all(|frame| wire::encode(&frame, &mut outbox.bytes).is_ok());
             if encoded {
                 let _ = outbox.write(Some(deadline));
             }

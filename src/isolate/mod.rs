@@ -10,11 +10,13 @@
 //! |---|---|---|
 //! | [`pool`] | daemon | which hosts exist, who waits for one |
 //! | `pipe` | daemon | writing to a host without waiting for it |
+//! | `accept` | daemon | what a host may say of its run |
 //! | `process` | daemon | one host seen from outside: pipes, death, what its death means |
 //! | `host` | host | entry of the process, frames in and out |
 //! | `run` | host | one run: load, call, event loop, settle |
 //! | `loader` | host | compiling one module with no imports |
 //! | `snapshot` | host | V8 set-up, the snapshot with `runtime-js/` in it, a fresh isolate |
+//! | `outgoing` | host | calls that were made and not sent yet |
 //! | `ops`, `ops_web` | host | the only native functions that `runtime-js/` can call |
 //! | `limits` | host | CPU, memory, grace: a watchdog thread |
 //! | `sandbox` | host | what the operating system forbids, and the few things that differ between systems |
@@ -23,11 +25,13 @@
 //! exactly once, also when its host is killed. Whatever a handler does, it costs at most its own limits and its own
 //! host. A mistake here lets generated code out of its box, or lets one handler stop all the others.
 
+mod accept;
 mod host;
 mod limits;
 mod loader;
 mod ops;
 mod ops_web;
+mod outgoing;
 mod pipe;
 pub mod pool;
 mod process;
@@ -165,7 +169,9 @@ pub enum JobEvent {
         tick: Option<u32>,
     },
     /// Calls that the handler made and that were never sent on, because it settled (or failed) first: to be recorded as
-    /// cancelled, never to be made. Comes right before the end, at most once per tick.
+    /// cancelled, never to be made or answered. Only more of these and the end come after it. `tick` as in a batch:
+    /// calls of one tick may come in several (because of their size), and some of its calls may have been sent before.
+    /// At most [`wire::MAX_ABANDONED`] in one run; what a handler made beyond that is not told.
     Abandoned { calls: Vec<CtxCall>, tick: Option<u32> },
     /// Always exactly one, and the last.
     Ended(JobEnd),

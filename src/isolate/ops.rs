@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,9 +14,11 @@ use deno_core::v8;
 use v8::MapFnTo;
 
 use super::limits::Shared;
+use super::outgoing::{self, Outgoing};
 use super::snapshot::OWN_SCRIPTS;
 use super::wire::{self, FromHost};
 use super::{Limits, ops_web};
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::fire::{CallError, CtxCall, CtxCallBody, CtxReply, LogLevel, LogLine};
 
 pub(super) type Args<'s> = v8::FunctionCallbackArguments<'s>;
@@ -81,13 +83,10 @@ pub(super) struct State {
     pub(super) limits: Limits,
     started: Instant,
     next_call: Cell<u32>,
-    /// Calls that were made and not yet answered, also those that still wait in `queue`.
+    /// Calls that were made and not yet answered, also those that were not sent yet.
     waiting: RefCell<HashMap<u32, Waiting>>,
-    /// Calls not yet sent: their tick's number, once it is known that it made several.
-    queue: RefCell<VecDeque<(Option<u32>, CtxCall)>>,
+    outgoing: RefCell<Outgoing>,
     in_flight: Cell<u32>,
-    tick: Cell<u32>,
-    made_this_tick: Cell<usize>,
     pub(super) timers: RefCell<Timers>,
     pub(super) rejections: RefCell<Vec<Rejection>>,
     pub(super) decoders: RefCell<ops_web::Decoders>,
@@ -109,10 +108,11 @@ pub(super) struct Rejection {
 /// Rejections remembered within one tick; what floods beyond that is not each worth a log line.
 pub(super) const MAX_REJECTIONS: usize = 1000;
 
-/// Who gets an answer, and where the call was made.
+/// Who gets an answer, what it is called in the log, and where the call was made.
 struct Waiting {
     to: Answer,
     first_only: bool,
+    label: String,
     site: Option<v8::Global<v8::StackTrace>>,
 }
 
@@ -132,10 +132,8 @@ impl State {
             started: Instant::now(),
             next_call: Cell::new(0),
             waiting: RefCell::default(),
-            queue: RefCell::default(),
+            outgoing: RefCell::default(),
             in_flight: Cell::new(0),
-            tick: Cell::new(0),
-            made_this_tick: Cell::new(0),
             timers: RefCell::default(),
             rejections: RefCell::default(),
             decoders: RefCell::default(),
@@ -178,59 +176,60 @@ impl State {
     /// # Errors
     /// When the daemon does not read any more.
     pub(super) fn flush(&self) -> std::io::Result<()> {
-        let made = self.made_this_tick.replace(0);
-        let mut queue = self.queue.borrow_mut();
-        if made > 1 {
-            let tick = self.tick.get();
-            self.tick.set(tick.wrapping_add(1));
-            queue.iter_mut().rev().take(made).for_each(|(number, _)| *number = Some(tick));
-        }
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.end_tick();
         let mut outbox = self.shared.outbox();
         let mut logs = std::mem::take(&mut outbox.logs);
         loop {
-            let mut calls = Vec::new();
-            let mut size = 0;
-            let mut number = None;
-            while let Some((tick, call)) = queue.front() {
-                let full = size >= wire::FULL_FRAME || self.in_flight.get() >= self.limits.in_flight;
-                if full || (!calls.is_empty() && (tick.is_none() || *tick != number)) {
-                    break;
-                }
-                number = *tick;
-                size += call_size(call);
-                self.in_flight.set(self.in_flight.get() + 1);
-                calls.extend(queue.pop_front().map(|(_, call)| call));
-            }
+            let free = self.limits.in_flight.saturating_sub(self.in_flight.get());
+            let (calls, tick) = outgoing.next_group(free as usize);
             if calls.is_empty() && logs.is_empty() {
-                break;
+                return outbox.write_rest();
             }
-            let frame = FromHost::Batch { logs: std::mem::take(&mut logs), calls, tick: number };
-            wire::encode(&frame, &mut outbox.bytes).map_err(std::io::Error::other)?;
-            if outbox.bytes.len() >= wire::FULL_FRAME {
-                outbox.write(None)?;
-            }
+            // As many as were free at most, so they can be counted.
+            self.in_flight.set(self.in_flight.get() + calls.len() as u32);
+            outbox.add(&FromHost::Batch { logs: std::mem::take(&mut logs), calls, tick })?;
         }
-        if outbox.bytes.is_empty() { Ok(()) } else { outbox.write(None) }
     }
 
-    /// Sends the log lines alone.
+    /// Ends the last tick: sends its log lines, and the calls that were not sent yet as abandoned. A run that was
+    /// stopped by a limit has none: its host has done enough for it.
     ///
     /// # Errors
     /// As [`Self::flush`].
-    pub(super) fn flush_logs(&self) -> std::io::Result<()> {
-        self.queue.borrow_mut().clear();
-        self.flush()
+    pub(super) fn flush_last(&self, was_stopped: bool) -> std::io::Result<()> {
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.end_tick();
+        if was_stopped {
+            outgoing.clear();
+        }
+        let mut outbox = self.shared.outbox();
+        let logs = std::mem::take(&mut outbox.logs);
+        if !logs.is_empty() {
+            outbox.add(&FromHost::Batch { logs, calls: vec![], tick: None })?;
+        }
+        let mut left = wire::MAX_ABANDONED;
+        loop {
+            let (calls, tick) = outgoing.next_group(left);
+            if calls.is_empty() {
+                return outbox.write_rest();
+            }
+            left -= calls.len();
+            outbox.add(&FromHost::Abandoned { calls, tick })?;
+        }
     }
-}
 
-fn call_size(call: &CtxCall) -> usize {
-    match &call.body {
-        CtxCallBody::Tool { name, args_json } => name.len() + args_json.len(),
-        CtxCallBody::Agent { args_json } | CtxCallBody::Db { args_json } => args_json.len(),
-        CtxCallBody::Invoke { handle, input_json } => handle.len() + input_json.as_ref().map_or(0, String::len),
-        CtxCallBody::StateGet { key } | CtxCallBody::StateDelete { key } => key.len(),
-        CtxCallBody::StateSet { key, value_json } => key.len() + value_json.len(),
-        CtxCallBody::RunsList { filter_json } => filter_json.as_ref().map_or(0, String::len),
+    /// Tells in the log of the calls that nothing will come of, because the handler has settled.
+    pub(super) fn log_pending(&self, is_automation: bool) {
+        let waiting = self.waiting.borrow();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut ids: Vec<u32> = waiting.keys().copied().collect();
+        ids.sort_unstable();
+        let labels = ids.iter().take(outgoing::SHOWN_NAMES).filter_map(|id| Some(waiting.get(id)?.label.clone()));
+        let message = outgoing::pending_message(waiting.len(), labels.collect(), !is_automation);
+        self.add_log(LogLevel::Warn, message, None);
     }
 }
 
@@ -291,8 +290,10 @@ fn send(scope: &mut v8::PinScope<'_, '_>, args: &Args<'_>, from: i32, to: Answer
         return Err(CallError::new("invalid_call", "the call's arguments are not as they should be"));
     };
     let id = state.next_call.get();
-    let call = CtxCall { id, at: now_ms(), body };
-    let size = call_size(&call) as u64;
+    let Some(next) = id.checked_add(1) else {
+        return Err(CallError::new("limit_exceeded", "the run has made more calls than can be numbered"));
+    };
+    let size = outgoing::call_size(&body) as u64;
     if size > state.limits.max_value_bytes {
         let most = state.limits.max_value_bytes;
         return Err(CallError::new(
@@ -300,11 +301,14 @@ fn send(scope: &mut v8::PinScope<'_, '_>, args: &Args<'_>, from: i32, to: Answer
             format!("the arguments are {size} bytes of JSON; the limit is {most}"),
         ));
     }
-    state.next_call.set(id.wrapping_add(1));
+    if wire::value_of(&body).is_some_and(is_too_deep) {
+        return Err(CallError::new("too_deep", too_deep("the call's argument")));
+    }
+    state.next_call.set(next);
     let site = v8::StackTrace::current_stack_trace(scope, CALL_SITE_FRAMES).map(|site| v8::Global::new(scope, site));
-    state.waiting.borrow_mut().insert(id, Waiting { to, first_only, site });
-    state.queue.borrow_mut().push_back((None, call));
-    state.made_this_tick.set(state.made_this_tick.get() + 1);
+    let label = outgoing::label(&body, first_only);
+    state.waiting.borrow_mut().insert(id, Waiting { to, first_only, label, site });
+    state.outgoing.borrow_mut().push(CtxCall { id, at: now_ms(), body });
     Ok(())
 }
 
@@ -442,7 +446,11 @@ fn log(scope: &mut v8::PinScope<'_, '_>, args: Args<'_>, _: Ret<'_>) {
     let Some(state) = state(scope) else { return };
     let level = string(scope, args.get(0)).and_then(|level| LogLevel::parse(&level)).unwrap_or(LogLevel::Info);
     let message = string(scope, args.get(1)).unwrap_or_default();
-    state.add_log(level, message, string(scope, args.get(2)));
+    let fields = string(scope, args.get(2)).map(|json| match is_too_deep(&json) {
+        true => serde_json::Value::from(too_deep("what was logged")).to_string(),
+        false => json,
+    });
+    state.add_log(level, message, fields);
 }
 
 /// The run's timers, by their time and then by the order in which they were set.

@@ -3,7 +3,6 @@
 //! Each host has one task, [`drive`], which alone reads from it and alone says that a run has ended. A host that
 //! breaks the protocol is killed: it runs code that nobody trusts, so nothing it says after that counts.
 
-use std::collections::HashSet;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -13,11 +12,13 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::accept::{self, Accepted};
 use super::limits::{EXIT_RETIRED, Stop};
 use super::pipe::HostPipe;
 use super::pool::Inner;
 use super::wire::{self, FrameBuffer, FromHost, ToHost};
 use super::{HOST_ARG, Job, JobEnd, JobEvent, Limits, Outcome, PoolConfig};
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::fire::{CallError, CtxReply, ErrorCode};
 
 /// Batches that wait for the daemon; then the host waits.
@@ -60,9 +61,11 @@ impl std::fmt::Debug for JobControl {
 }
 
 impl JobControl {
-    /// Answers calls; all answers of one `reply` reach the handler in one tick. A result over the limit of one value
-    /// becomes an error; an id that no call waits under is a bug of the caller, and is dropped.
+    /// Answers calls; all answers of one `reply` reach the handler in one tick. A result over the limit of one value,
+    /// or that nests too deep, becomes an error; an id that no call waits under is a bug of the caller, and is dropped.
     pub fn reply(&self, replies: Vec<(u32, CtxReply)>) {
+        // Every byte of the results is looked at: before the lock is taken.
+        let replies: Vec<_> = replies.into_iter().map(|(id, reply)| (id, self.host.fitting(reply))).collect();
         let mut state = self.host.state();
         let Some(current) = state.current.as_mut().filter(|current| current.run == self.run) else {
             return;
@@ -71,11 +74,10 @@ impl JobControl {
         let mut group = Vec::new();
         let mut size = 0;
         for (id, reply) in replies {
-            if !current.outstanding.remove(&id) {
+            if !current.accepted.answer(id) {
                 tracing::warn!(id, "a reply to a call that is not open");
                 continue;
             }
-            let reply = self.host.fitting(reply);
             size += reply.as_ref().map_or(0, |json| json.as_ref().map_or(0, String::len));
             group.push((id, reply));
             if size >= wire::FULL_FRAME {
@@ -162,8 +164,7 @@ struct HostState {
 struct Current {
     run: u32,
     events: mpsc::Sender<JobEvent>,
-    /// Calls that were sent and not answered.
-    outstanding: HashSet<u32>,
+    accepted: Accepted,
     aborted: bool,
 }
 
@@ -179,12 +180,28 @@ impl Host {
                 let size = json.len();
                 Err(CallError::new("too_large", format!("the result is {size} bytes of JSON; the limit is {most}")))
             }
+            Ok(Some(json)) if is_too_deep(&json) => Err(CallError::new("too_deep", too_deep("the result"))),
             Err(mut error) if error.message.len() > wire::FULL_FRAME => {
                 error.message.truncate(error.message.floor_char_boundary(wire::FULL_FRAME));
                 Err(error)
             }
             other => other,
         }
+    }
+
+    /// Judges calls of the current run; gives who is to hear of it.
+    fn accept(
+        &self,
+        judge: impl FnOnce(&mut Accepted) -> Result<(), &'static str>,
+    ) -> Result<mpsc::Sender<JobEvent>, Over> {
+        let mut state = self.state();
+        let Some(current) = state.current.as_mut() else {
+            return Err(Over::Protocol("calls or log lines outside a run".into()));
+        };
+        judge(&mut current.accepted).map_err(|rule| Over::Protocol(rule.into()))?;
+        // Always the sender of the run that is current now: one that was looked up before the frame came may be that
+        // of no run, and the frame would be lost.
+        Ok(current.events.clone())
     }
 
     /// Hands over a job. None when the host has died meanwhile.
@@ -201,7 +218,7 @@ impl Host {
         wire::encode(&ToHost::Run { run, job: job.clone() }, &mut bytes)?;
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         state.last_run = run;
-        state.current = Some(Current { run, events, outstanding: HashSet::new(), aborted: false });
+        state.current = Some(Current { run, events, accepted: Accepted::default(), aborted: false });
         if self.pipe.send(&bytes).is_err() {
             state.current = None;
             return Ok(None);
@@ -391,6 +408,9 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
             Ok(None) => return Over::Closed,
             Err(error) => return Over::Protocol(error.to_string()),
         };
+        if let Err(rule) = accept::values(&frame) {
+            return Over::Protocol(rule.into());
+        }
         match frame {
             FromHost::Ready => {
                 if host.state().current.is_some() {
@@ -404,21 +424,20 @@ async fn listen(host: &Arc<Host>, frames: &mut Frames, pool: &Weak<Inner>, was_r
                 }
             }
             FromHost::Batch { logs, calls, tick } => {
-                let events = {
-                    let mut state = host.state();
-                    let Some(current) = state.current.as_mut() else {
-                        return Over::Protocol("a batch outside a run".into());
-                    };
-                    if !calls.iter().all(|call| current.outstanding.insert(call.id)) {
-                        return Over::Protocol("the same call twice".into());
-                    }
-                    if current.outstanding.len() > host.limits.in_flight as usize {
-                        return Over::Protocol("more calls in flight than allowed".into());
-                    }
-                    // Not the sender from above: the run may have begun since then.
-                    current.events.clone()
+                let events = match host.accept(|run| run.batch(&calls, &host.limits)) {
+                    Ok(events) => events,
+                    Err(over) => return over,
                 };
                 if let Some(over) = deliver(host, events, JobEvent::Batch { logs, calls, tick }).await {
+                    return over;
+                }
+            }
+            FromHost::Abandoned { calls, tick } => {
+                let events = match host.accept(|run| run.abandoned(&calls)) {
+                    Ok(events) => events,
+                    Err(over) => return over,
+                };
+                if let Some(over) = deliver(host, events, JobEvent::Abandoned { calls, tick }).await {
                     return over;
                 }
             }

@@ -19,6 +19,7 @@ use super::ops::{self, MAX_REJECTIONS, Rejection, State};
 use super::snapshot::{Entries, Fresh};
 use super::wire::ToHost;
 use super::{Job, JobKind, Limits, Outcome};
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::fire::ErrorCode;
 
 /// Lines of a stack that a failure's message carries.
@@ -56,7 +57,8 @@ impl From<Outcome> for Stopped {
     }
 }
 
-/// Runs `job` to its end. Everything it logged and asked for has been sent when this returns.
+/// Runs `job` to its end. What it logged, and the calls that were never made for it, have been sent when `ended` is
+/// called.
 ///
 /// # Errors
 /// When the daemon is gone.
@@ -82,18 +84,17 @@ pub(super) fn run(
         Err(Stopped::Limit) => Outcome::Aborted,
         Err(Stopped::Gone) => return Err(io::ErrorKind::BrokenPipe.into()),
     };
-    let outcome = match shared.stopped() {
+    let stopped = shared.stopped();
+    let outcome = match stopped {
         Some(why) => why.outcome(),
         None if turn.aborted => Outcome::Aborted,
         None => outcome,
     };
     let settled = matches!(outcome, Outcome::Settled { .. } | Outcome::Returned { .. });
-    // A run that was stopped sends no more calls: they would only be closed again.
-    if shared.stopped().is_some() {
-        state.flush_logs()?
-    } else {
-        state.flush()?
+    if stopped.is_none() && !turn.aborted {
+        state.log_pending(matches!(job.kind, JobKind::Automation { .. }));
     }
+    state.flush_last(stopped.is_some())?;
     ended(outcome)?;
     if let Some(module) = turn.module.filter(|_| settled) {
         let module = v8::Local::new(scope, module);
@@ -367,6 +368,10 @@ impl Turn<'_> {
             let size = json.len();
             let message = format!("output is {size} bytes of JSON; the limit is {most}");
             return Ok(Outcome::failed(ErrorCode::BadOutput, message));
+        }
+        if json.as_deref().is_some_and(is_too_deep) {
+            let what = if is_automation { "output" } else { "the returned value" };
+            return Ok(Outcome::failed(ErrorCode::BadOutput, too_deep(what)));
         }
         if !is_automation {
             return Ok(Outcome::Returned { value_json: json });

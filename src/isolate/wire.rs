@@ -6,13 +6,17 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Job, JobEnd, Limits};
-use crate::fire::{CtxCall, CtxReply, LogLine};
+use crate::fire::{CtxCall, CtxCallBody, CtxReply, LogLine};
 
 /// One value of at most 16 MiB, a handler's source of at most 1 MiB, and what stands around them.
 pub const MAX_FRAME: usize = 18 << 20;
 
 /// Values of several calls share a frame up to this size, so that frames stay small whatever their number.
 pub const FULL_FRAME: usize = 1 << 20;
+
+/// Calls of one run that its host may tell of as abandoned: twice the nodes that a run may have by default, so that a
+/// loop that never waits is no way to fill a ledger.
+pub const MAX_ABANDONED: usize = 20_000;
 
 /// Daemon to host. `run` numbers the runs of one host, so that what arrives late for an ended run is dropped.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,7 +37,26 @@ pub enum FromHost {
         calls: Vec<CtxCall>,
         tick: Option<u32>,
     },
+    /// Calls that were not sent before the handler settled; nothing but more of them and the end may follow.
+    Abandoned {
+        calls: Vec<CtxCall>,
+        tick: Option<u32>,
+    },
     Ended(JobEnd),
+}
+
+/// The JSON text that a call carries. Its depth is limited, on both sides; for `db` with the object around the
+/// parameters.
+pub fn value_of(body: &CtxCallBody) -> Option<&str> {
+    match body {
+        CtxCallBody::Tool { args_json, .. } | CtxCallBody::Agent { args_json } | CtxCallBody::Db { args_json } => {
+            Some(args_json)
+        }
+        CtxCallBody::Invoke { input_json, .. } => input_json.as_deref(),
+        CtxCallBody::StateSet { value_json, .. } => Some(value_json),
+        CtxCallBody::RunsList { filter_json } => filter_json.as_deref(),
+        CtxCallBody::StateGet { .. } | CtxCallBody::StateDelete { .. } => None,
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
