@@ -16,10 +16,13 @@
 pub mod admission;
 pub mod cron;
 pub mod disk;
+mod ends;
+mod event;
 pub mod json_depth;
 pub mod json_schema;
 pub mod manifest;
 pub mod near_name;
+mod recovery;
 pub mod registry;
 pub mod run;
 pub mod schedule;
@@ -30,15 +33,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
+pub use event::{Answer, Effect, Event, FireRequest, Recorded, Recovered, Refusal, Token};
+
 use crate::core::admission::Admission;
 use crate::core::disk::DiskBatch;
 use crate::core::manifest::{HistoryKeep, Manifest, Trigger};
 use crate::core::registry::{Change, Registry};
 use crate::core::run::{Close, NewRun, RunEnd, RunSpec};
 use crate::core::schedule::{Schedule, Watermark};
-use crate::fire::{
-    AppId, AutomationId, EpochMs, ErrorCode, Handle, Problem, RunId, RunStatus, TriggerInfo, TriggerOrigin,
-};
+use crate::fire::{AppId, AutomationId, EpochMs, ErrorCode, Handle, RunId, RunStatus, TriggerInfo, TriggerOrigin};
 
 /// `ctx.invoke` nests at most this deep.
 pub const MAX_INVOKE_DEPTH: u32 = 8;
@@ -52,173 +55,6 @@ const REFUSED_PAUSE_MS: i64 = 30_000;
 const FIRST_CLOSE_PAUSE_MS: i64 = 1_000;
 /// A clock that goes back by less than this is being adjusted, and nobody has to be told.
 const CLOCK_BACK_MS: i64 = 60_000;
-
-/// Names the caller that an [`Answer`] is for; chosen by the daemon.
-pub type Token = u64;
-
-/// What happened. The one closed list of inputs.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "an event is moved once; a box would cost an allocation for each")]
-pub enum Event {
-    DiskChanged(DiskBatch),
-    /// The timer fired, or the clock was looked at.
-    ClockChecked,
-    /// The ledger's answer to [`Effect::RecoverLedger`].
-    LedgerRecovered {
-        app: AppId,
-        result: Result<Recovered, Refusal>,
-    },
-    FireRequested(FireRequest),
-    CancelRequested {
-        run: RunId,
-        why: ErrorCode,
-        token: Option<Token>,
-    },
-    /// The ledger's answer to [`Effect::OpenRun`].
-    RunOpened {
-        run: RunId,
-        result: Result<Recorded, Refusal>,
-    },
-    /// The ledger's answer to [`Effect::StartRun`].
-    RunStarted {
-        run: RunId,
-        result: Result<(), Refusal>,
-    },
-    RunEnded {
-        run: RunId,
-        end: RunEnd,
-    },
-    /// The answer of that app's ledger to [`Effect::CloseRun`].
-    RunClosed {
-        run: RunId,
-        app: AppId,
-        result: Result<(), Refusal>,
-    },
-    /// From now on nothing new is fired; what is open is left to end.
-    Stopping,
-}
-
-/// What a ledger held when it was first opened.
-#[derive(Debug, Default)]
-pub struct Recovered {
-    /// Rows that were `running`: their owner is gone.
-    pub running: Vec<NewRun>,
-    /// Rows that were `queued`, oldest first.
-    pub queued: Vec<NewRun>,
-    pub watermarks: Vec<(AutomationId, String, EpochMs)>,
-}
-
-/// Why a ledger did not do what it was asked to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    pub message: String,
-    /// The file is the obstacle (full, locked, not writable): the same may be taken later.
-    pub passing: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recorded {
-    Inserted,
-    /// This cron instant has a row already, or had one.
-    Duplicate,
-}
-
-/// A fire that somebody asks for.
-#[derive(Debug, Clone)]
-pub struct FireRequest {
-    pub handle: Handle,
-    pub origin: TriggerOrigin,
-    pub trigger: TriggerInfo,
-    pub input_json: Option<String>,
-    /// The run that invokes it.
-    pub parent: Option<RunId>,
-    /// Its row must survive power loss before it is answered.
-    pub synced: bool,
-    /// Told when the row is written, or why there is none.
-    pub opened: Option<Token>,
-    /// Told when the run has ended and that is written: [`Answer::Ended`]. When the ledger refuses the end,
-    /// [`Answer::NotRecorded`].
-    pub ended: Option<Token>,
-}
-
-/// What is told to a caller.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    Accepted {
-        run: RunId,
-        status: RunStatus,
-    },
-    Busy {
-        active: RunId,
-    },
-    /// There is no such automation.
-    Unknown,
-    /// Its manifest is invalid and was never valid.
-    Unrunnable {
-        problems: Vec<Problem>,
-    },
-    /// Too deep, or a cycle.
-    Refused {
-        message: String,
-    },
-    /// The ledger did not take it.
-    NotRecorded {
-        message: String,
-    },
-    Stopping,
-    Ended(RunEnd),
-    Cancelling,
-    /// There is no such open run.
-    NotOpen,
-}
-
-/// What is to be done. The one closed list of outputs, to be performed in order.
-#[derive(Debug)]
-pub enum Effect {
-    RecoverLedger {
-        app: AppId,
-    },
-    CloseLedger {
-        app: AppId,
-    },
-    SetWatermarks {
-        app: AppId,
-        marks: Vec<(AutomationId, String, EpochMs)>,
-    },
-    /// Triggers that are not armed any more: what they would have fired from now on is no outage.
-    DisarmTriggers {
-        app: AppId,
-        triggers: Vec<(AutomationId, String)>,
-    },
-    /// Write the row; then [`Event::RunOpened`].
-    OpenRun {
-        run: NewRun,
-        synced: bool,
-    },
-    /// `queued` becomes `running`; then [`Event::RunStarted`].
-    StartRun {
-        run: RunId,
-        handle: Handle,
-        at: EpochMs,
-    },
-    Launch(RunSpec),
-    AbortRun {
-        run: RunId,
-        why: ErrorCode,
-    },
-    /// Write the end; then [`Event::RunClosed`].
-    CloseRun(Arc<Close>),
-    SweepHistory {
-        handle: Handle,
-        keep: HistoryKeep,
-    },
-    Answer {
-        token: Token,
-        answer: Answer,
-    },
-    /// Something an operator should know.
-    Notice(String),
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -497,77 +333,6 @@ impl State {
 
     fn knows(&self, app: &AppId) -> bool {
         self.registry.app(app).is_some()
-    }
-
-    fn recover_ledger(&mut self, app: AppId, effects: &mut Vec<Effect>) {
-        self.recoveries += 1;
-        effects.push(Effect::RecoverLedger { app });
-    }
-
-    fn on_recovered(
-        &mut self,
-        now: EpochMs,
-        app: &AppId,
-        result: Result<Recovered, Refusal>,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.recoveries = self.recoveries.saturating_sub(1);
-        let closed = if self.recoveries == 0 {
-            std::mem::take(&mut self.closed_meanwhile)
-        } else {
-            self.closed_meanwhile.clone()
-        };
-        // It is recovered again when it comes back.
-        if !self.knows(app) {
-            return;
-        }
-        let found = match result {
-            Ok(found) => found,
-            Err(refusal) if refusal.passing => {
-                self.cold.insert(app.clone());
-                self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Recover(app.clone()))));
-                return;
-            }
-            // What it holds cannot be understood; what is new can still be written.
-            Err(_) => Recovered::default(),
-        };
-        let open =
-            found.running.into_iter().map(|row| (row, true)).chain(found.queued.into_iter().map(|row| (row, false)));
-        for (row, running) in open {
-            // The ledger that holds a row owns it, whatever the app was called when it was written.
-            let row = NewRun { app_id: app.clone(), ..row };
-            if closed.contains(&row.run_id) || self.is_ours(app, &row.run_id, effects) {
-                continue;
-            }
-            if running {
-                let message = "the daemon that ran it is gone";
-                self.conclude(now, &row, RunEnd::error(ErrorCode::Interrupted, message, now), None, effects);
-            } else {
-                self.requeue(now, row, effects);
-            }
-        }
-        if self.cold.remove(app) {
-            let recovered = self.schedule.recover(app, &found.watermarks, now);
-            self.disarm(recovered.dropped, effects);
-            self.set_watermarks(recovered.fresh, effects);
-            for fire in recovered.fires {
-                self.fire_cron(now, fire, effects);
-            }
-        }
-    }
-
-    /// Whether an open row belongs to a run of this daemon: then its app's folder was away for a moment, or has got
-    /// another name, and the run goes with it.
-    fn is_ours(&mut self, app: &AppId, run: &RunId, effects: &mut Vec<Effect>) -> bool {
-        if let Some(closing) = self.closing.get_mut(run) {
-            if closing.close.handle.app != *app {
-                let handle = Handle::new(app.clone(), closing.close.handle.automation.clone());
-                closing.close = Arc::new(Close { handle, ..(*closing.close).clone() });
-                effects.push(Effect::CloseRun(Arc::clone(&closing.close)));
-            }
-            return true;
-        }
-        self.relocate(run, app)
     }
 
     fn set_watermarks(&self, marks: Vec<Watermark>, effects: &mut Vec<Effect>) {

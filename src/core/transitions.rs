@@ -1,14 +1,11 @@
-//! The life of one run inside the core: admitted, opened, started, cancelled, ended, closed, retried, handed to its
-//! failure handler. Every way out of [`State::runs`] leads through [`State::forget`], which gives back the lane, the slot
-//! and the parent's wait, so that none of them can leak. Every way out of [`State::closing`] is an answer of a ledger, or
-//! that there is no such ledger any more.
+//! The life of one run inside the core up to its end: admitted, opened, started, cancelled. Every way out of
+//! [`State::runs`] leads through [`State::forget`], which gives back the lane, the slot and the parent's wait, so that none
+//! of them can leak.
 
 use super::*;
 use crate::core::admission::Verdict;
 use crate::core::schedule::CronFire;
 
-/// Backoff between retries never exceeds this.
-const MAX_BACKOFF_MS: u64 = 3_600_000;
 /// What is told of a cron fire whose instant is at or below its trigger's watermark.
 const REPEATED: &str = "its instant, or a later one of the same trigger, has been fired already";
 
@@ -198,14 +195,14 @@ impl State {
         }
     }
 
-    fn children_of<'a>(&'a self, parent: &'a RunId) -> impl Iterator<Item = RunId> + 'a {
+    pub(super) fn children_of<'a>(&'a self, parent: &'a RunId) -> impl Iterator<Item = RunId> + 'a {
         self.runs
             .iter()
             .filter(move |(_, run)| run.row.parent_run_id.as_ref() == Some(parent))
             .map(|(id, _)| id.clone())
     }
 
-    fn line_up_if_active(&mut self, id: &RunId) {
+    pub(super) fn line_up_if_active(&mut self, id: &RunId) {
         let Some(run) = self.runs.get_mut(id) else { return };
         if run.phase == Phase::Waiting && self.admission.is_active(&run.handle, id) {
             run.phase = Phase::Ready;
@@ -284,188 +281,8 @@ impl State {
         true
     }
 
-    pub(super) fn on_ended(&mut self, now: EpochMs, id: &RunId, end: RunEnd, effects: &mut Vec<Effect>) {
-        let Some(run) = self.runs.get(id) else { return };
-        if run.phase != Phase::Running {
-            return;
-        }
-        let end = match run.ending {
-            Some(why) => RunEnd::cancelled(why, end.ended_at),
-            None => end,
-        };
-        self.end(now, id, end, effects);
-    }
-
-    fn end(&mut self, now: EpochMs, id: &RunId, end: RunEnd, effects: &mut Vec<Effect>) {
-        let Some(run) = self.forget(id) else { return };
-        if run.children > 0 {
-            for child in self.children_of(id).collect::<Vec<_>>() {
-                self.cancel(now, &child, ErrorCode::ParentEnded, effects);
-            }
-        }
-        self.conclude(now, &run.row, end, run.ended, effects);
-    }
-
-    /// Has an end written, together with what follows from it: the retry, or else the failure handler's run.
-    pub(super) fn conclude(
-        &mut self,
-        now: EpochMs,
-        row: &NewRun,
-        end: RunEnd,
-        ended: Option<Token>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let handle = row.handle();
-        let manifest = self.registry.get(&handle).and_then(|a| a.manifest.clone());
-        let keep = manifest.as_ref().map_or(HistoryKeep::All, |m| m.keep);
-        let (mut next, mut failure) = (None, None);
-        if let Some(manifest) = manifest.filter(|_| end.status == RunStatus::Error) {
-            next = self.retry_of(now, row, &manifest);
-            if next.is_none() {
-                failure = failure_fire(row, &end, &manifest);
-            }
-        }
-        if let Some(fire) = failure.take_if(|fire| fire.handle.app == handle.app) {
-            if self.registry.get(&fire.handle).is_some_and(|a| a.manifest.is_some()) {
-                next = Some(NewRun::from_request(&fire, (self.new_id)(now), now));
-            } else {
-                effects.push(no_failure_handler(&handle, &fire.handle));
-            }
-        }
-        let close = Arc::new(Close { run: row.run_id.clone(), handle, end, keep, next });
-        effects.push(Effect::CloseRun(Arc::clone(&close)));
-        self.closing.insert(row.run_id.clone(), Closing { close, failure, ended, refusals: 0 });
-    }
-
-    pub(super) fn on_closed(
-        &mut self,
-        now: EpochMs,
-        id: &RunId,
-        app: &AppId,
-        result: Result<(), Refusal>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let knows = self.knows(app);
-        // An answer of the app that it belonged to before does not count.
-        let Some(closing) = self.closing.get_mut(id).filter(|closing| closing.close.handle.app == *app) else { return };
-        if let Err(refusal) = &result {
-            let Close { handle, end, .. } = &*closing.close;
-            let message =
-                format!("run {id} ended in {}, but that could not be recorded: {}", end.status, refusal.message);
-            effects.push(Effect::Notice(format!("{handle}: {message}")));
-            if let Some(token) = closing.ended.take() {
-                effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message } });
-            }
-            if refusal.passing && knows {
-                let pause = FIRST_CLOSE_PAUSE_MS << closing.refusals.min(5);
-                closing.refusals += 1;
-                self.agenda.push(Reverse((now + pause.min(REFUSED_PAUSE_MS), Due::Close(id.clone()))));
-                return;
-            }
-        }
-        let Some(Closing { close, failure, ended, .. }) = self.closing.remove(id) else { return };
-        if result.is_err() {
-            return;
-        }
-        if self.recoveries > 0 {
-            self.closed_meanwhile.insert(id.clone());
-        }
-        if let Some(token) = ended {
-            effects.push(Effect::Answer { token, answer: Answer::Ended(close.end.clone()) });
-        }
-        if let Some(row) = close.next.clone() {
-            self.requeue(now, row, effects);
-        }
-        if let Some(fire) = failure {
-            match self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) {
-                Some(manifest) => self.admit(now, fire, manifest, false, effects),
-                None => effects.push(no_failure_handler(&close.handle, &fire.handle)),
-            }
-        }
-    }
-
-    fn retry_of(&mut self, now: EpochMs, row: &NewRun, manifest: &Manifest) -> Option<NewRun> {
-        if row.attempt > manifest.retry.max {
-            return None;
-        }
-        let doublings = (row.attempt.saturating_sub(1)).min(32);
-        let wait = manifest.retry.backoff_ms.saturating_mul(1 << doublings).min(MAX_BACKOFF_MS);
-        let due = now + i64::try_from(wait).unwrap_or(i64::MAX / 2);
-        Some(NewRun {
-            run_id: (self.new_id)(now),
-            status: RunStatus::Queued,
-            origin: TriggerOrigin::Retry,
-            trigger: TriggerInfo { not_before: Some(due), reason: None, ..row.trigger.clone() },
-            scheduled_for: None,
-            // Whoever invoked the first attempt was told of its failure; the retry stands on its own.
-            parent_run_id: None,
-            retry_of: Some(row.run_id.clone()),
-            attempt: row.attempt + 1,
-            handler_hash: None,
-            queued_at: now,
-            started_at: None,
-            ended_at: None,
-            ..row.clone()
-        })
-    }
-
-    /// Takes in a `queued` row that is in the ledger: one that an earlier daemon accepted and did not start, a retry, a
-    /// failure handler's run.
-    pub(super) fn requeue(&mut self, now: EpochMs, row: NewRun, effects: &mut Vec<Effect>) {
-        let Some(automation) = self.registry.get(&row.handle()) else {
-            let end = RunEnd {
-                error: Some("its automation is gone".to_owned()),
-                ..RunEnd::cancelled(ErrorCode::HandlerLoad, now)
-            };
-            self.conclude(now, &row, end, None, effects);
-            return;
-        };
-        match automation.manifest.clone() {
-            // Nobody is left to take the result.
-            _ if row.parent_run_id.is_some() => {
-                self.conclude(now, &row, RunEnd::cancelled(ErrorCode::ParentEnded, now), None, effects);
-            }
-            // It was accepted when there was a valid one, so it waits for the next.
-            None => self.parked.entry(row.handle()).or_default().push(row),
-            Some(manifest) => {
-                let (id, due) = (row.run_id.clone(), row.trigger.not_before.filter(|at| *at > now));
-                self.runs.insert(id.clone(), Run::new(row, manifest));
-                match due {
-                    Some(at) => self.agenda.push(Reverse((at, Due::Enter(id)))),
-                    None => self.enter_lane(&id),
-                }
-            }
-        }
-    }
-
-    /// Whether this is a run of ours; if so it belongs to `app` from now on.
-    pub(super) fn relocate(&mut self, id: &RunId, app: &AppId) -> bool {
-        let Some(run) = self.runs.get_mut(id) else { return false };
-        if run.handle.app == *app {
-            return true;
-        }
-        let to = Handle::new(app.clone(), run.handle.automation.clone());
-        let from = std::mem::replace(&mut run.handle, to.clone());
-        run.row.app_id = app.clone();
-        let (phase, rank, concurrency) = (run.phase, run.rank, run.manifest.concurrency);
-        if phase == Phase::Delayed {
-            return true;
-        }
-        let active = self.admission.is_active(&from, id);
-        if phase == Phase::Ready {
-            self.admission.step_out(id, &from.app, rank);
-            self.admission.line_up(id.clone(), app, rank);
-        }
-        for promoted in self.admission.leave(&from, id, concurrency) {
-            self.line_up_if_active(&promoted);
-        }
-        self.admission.adopt(&to, id, concurrency, active);
-        self.line_up_if_active(id);
-        true
-    }
-
     /// Takes a run out, and gives back all that it held.
-    fn forget(&mut self, id: &RunId) -> Option<Run> {
+    pub(super) fn forget(&mut self, id: &RunId) -> Option<Run> {
         self.let_go(id);
         let run = self.runs.remove(id)?;
         if let Some(parent) = run.row.parent_run_id.as_ref().and_then(|id| self.runs.get_mut(id)) {
@@ -501,7 +318,7 @@ impl State {
 
 impl Run {
     /// A run whose row is in the ledger, or about to be, and that holds nothing yet.
-    fn new(row: NewRun, manifest: Arc<Manifest>) -> Self {
+    pub(super) fn new(row: NewRun, manifest: Arc<Manifest>) -> Self {
         Self {
             handle: row.handle(),
             manifest,
@@ -531,45 +348,4 @@ impl Run {
             started_at: self.row.started_at.unwrap_or(now),
         }
     }
-}
-
-fn no_failure_handler(failed: &Handle, handler: &Handle) -> Effect {
-    Effect::Notice(format!("{failed}: its failure handler {handler} is not registered, so nothing handles its failure"))
-}
-
-/// The fire of the automation that handles this failure, unless the chain is too long or would handle itself.
-fn failure_fire(row: &NewRun, end: &RunEnd, manifest: &Manifest) -> Option<FireRequest> {
-    let handle = manifest.on_failure_handle(&row.app_id)?;
-    let depth = row.trigger.failure_depth.unwrap_or(0) + 1;
-    if handle == row.handle() || depth > MAX_FAILURE_DEPTH {
-        return None;
-    }
-    let input = row.input_json.as_deref().map(|text| {
-        serde_json::from_str::<serde_json::Value>(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()))
-    });
-    let failed = serde_json::json!({ "failedRun": {
-        "runId": row.run_id,
-        "automationId": row.automation_id,
-        "appId": row.app_id,
-        "error": end.error,
-        "errorCode": end.error_code,
-        "triggerOrigin": row.origin,
-        "startedAt": row.started_at,
-        "endedAt": end.ended_at,
-        "input": input,
-    }});
-    Some(FireRequest {
-        handle,
-        origin: TriggerOrigin::Failure,
-        trigger: TriggerInfo {
-            failed_run: Some(row.run_id.clone()),
-            failure_depth: Some(depth),
-            ..TriggerInfo::default()
-        },
-        input_json: Some(failed.to_string()),
-        parent: None,
-        synced: false,
-        opened: None,
-        ended: None,
-    })
 }
