@@ -2,7 +2,7 @@
 //!
 //! Built from the registry (what the disk says) and the ledgers (what happened); the same with a daemon and without.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::core::manifest::Trigger;
 use crate::core::registry::{Automation, Registry};
 use crate::core::schedule::Schedule;
 use crate::fire::{AppId, AutomationId, EpochMs, Handle, Problem, RunId, RunStatus, TriggerOrigin};
-use crate::ledger::{LedgerError, Reader, RunQuery};
+use crate::ledger::{self, LedgerError, Reader, RunQuery};
 use crate::watch;
 
 /// Open runs of one app that are counted; nobody reads a larger number to the last digit.
@@ -50,8 +50,12 @@ pub struct AutomationView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AutomationState {
+    /// Enabled, and it can run.
     Enabled,
+    /// Switched off. It can be run by hand.
     Disabled,
+    /// It cannot run as it stands: its manifest is invalid, or its handler is missing or unreadable. What its last good
+    /// manifest schedules still fires, and records why it failed.
     Invalid,
 }
 
@@ -117,24 +121,30 @@ impl Overview {
             schedule.follow(&automation.handle, manifest, now);
         }
         let mut overview = Self::new(&registry, &schedule);
-        overview.add_history(|app| {
+        let ledger_of = |app: &AppId| {
             let dir = data.map(|data| data.join(app.as_str())).or_else(|| folders.get(app).cloned());
             dir.unwrap_or_else(|| root.join(app.as_str())).join(crate::ledger::FILE)
-        });
+        };
+        overview.add_history(ledger_of, |_| None);
         overview
     }
 
-    /// Adds last runs and counts from each app's ledger; one that cannot be read becomes a problem.
-    pub fn add_history(&mut self, ledger_of: impl Fn(&AppId) -> PathBuf) {
-        let mut by_app: HashMap<AppId, Vec<&mut AutomationView>> = HashMap::new();
+    /// Adds last runs and counts from each app's ledger. A ledger that cannot be read or written becomes a problem:
+    /// nothing of its app runs. `obstacle_of`: what last kept an app's ledger from being written, if a writer knows.
+    pub fn add_history(
+        &mut self,
+        ledger_of: impl Fn(&AppId) -> PathBuf,
+        obstacle_of: impl Fn(&AppId) -> Option<LedgerError>,
+    ) {
+        let mut by_app: BTreeMap<AppId, Vec<&mut AutomationView>> = BTreeMap::new();
         for view in &mut self.automations {
             by_app.entry(view.app_id.clone()).or_default().push(view);
         }
         for (app, views) in by_app {
-            if let Err(error) = add_app_history(&ledger_of(&app), views) {
-                let problem = Problem::error("ledger", "", error.to_string());
-                self.problems.push(problem.in_path(format!("{app}/{}", crate::ledger::FILE)));
-            }
+            let path = ledger_of(&app);
+            let usable = add_app_history(&path, views).and_then(|()| ledger::check_writable(&path));
+            let obstacle = usable.err().or_else(|| obstacle_of(&app).filter(|error| error.may_still_stand(&path)));
+            self.problems.extend(obstacle.map(|error| ledger::problem(&app, &path, &error)));
         }
     }
 }
@@ -191,7 +201,7 @@ impl AutomationView {
             Trigger::WebhookPending { .. } => TriggerView::Webhook { id: None, pending: true, open: false },
         });
         let triggers = triggers.collect();
-        let runnable = automation.valid && !matches!(automation.handler, HandlerFile::Unreadable(_));
+        let runnable = automation.valid && matches!(automation.handler, HandlerFile::Present { .. });
         Self {
             handle: automation.handle.clone(),
             app_id: automation.handle.app.clone(),

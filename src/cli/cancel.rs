@@ -7,6 +7,7 @@ use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::ledgers::Ledgers;
 use crate::cli::output::{document, line};
 use crate::cli::place::Place;
+use crate::fire::RunId;
 
 /// Stops a run: it ends as `cancelled`, its isolate is gone within a second.
 #[derive(Debug, clap::Args)]
@@ -22,10 +23,10 @@ pub struct CancelArgs {
 
 pub async fn cancel(place: &Place, args: &CancelArgs) -> Outcome {
     let client = Client::needed(place, "cancel")?;
-    let run = {
-        let ledgers = Ledgers::open(place)?;
-        let (_, row) = ledgers.resolve(&args.run)?;
-        row.run_id
+    let run = match RunId::new(&args.run) {
+        // The daemon knows its runs, also those whose ledger cannot be read any more.
+        Ok(run) => run,
+        Err(_) => Ledgers::open(place)?.resolve(&args.run)?.1.run_id,
     };
     client.cancel(&run).await.map_err(ended_already)?;
     if place.json {

@@ -159,15 +159,20 @@ impl Client {
 
 /// A refusal in the words of the problem document, or of the bare status.
 fn refused(status: u16, body: &[u8]) -> Failure {
-    let document: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
+    let mut document: ProblemDocument = serde_json::from_slice(body).unwrap_or_default();
     let message = [document.detail, document.title].into_iter().find(|text| !text.is_empty());
     let message = message.unwrap_or_else(|| format!("the daemon answered with status {status}"));
     let code = if document.code.is_empty() { "http" } else { document.code.as_str() };
     let mut failure = Failure::failed(code, message);
+    failure.hint = document.more.remove("hint").and_then(|hint| hint.as_str().map(str::to_owned));
     let run = document.more.get("runId").and_then(Value::as_str).map(str::to_owned);
     let more = document.more.into_iter().filter(|(name, _)| !matches!(name.as_str(), "type" | "status" | "instance"));
     failure.more.extend(more);
+    if matches!(failure.code.as_str(), "too_large" | "too_deep") {
+        return failure.exit_with(exit::USAGE);
+    }
     match (failure.code.as_str(), run) {
+        _ if failure.hint.is_some() => failure,
         ("busy", Some(run)) => {
             let hint = format!("follow it with `dirigent logs {run} -f`, or stop it with `dirigent cancel {run}`");
             failure.hint(hint)
@@ -176,6 +181,8 @@ fn refused(status: u16, body: &[u8]) -> Failure {
         ("unknown_automation", _) => {
             failure.hint("the daemon has not seen it (yet); `dirigent list` shows what it has")
         }
+        ("unknown_run", _) => failure.hint("`dirigent runs` lists those that history has kept"),
+        ("ledger", _) => failure.hint("`dirigent list` says what is wrong with it"),
         ("unauthorized", _) => failure.hint("restart the daemon: its token and the one on disk differ"),
         _ => failure,
     }
@@ -223,6 +230,18 @@ mod tests {
         assert_eq!((failure.code.as_str(), failure.message.as_str(), failure.exit), ("busy", "a run is active", 1));
         assert!(failure.hint.as_deref().is_some_and(|hint| hint.contains("cancel 0190")));
         assert_eq!(failure.more, [("runId".to_owned(), json!("0190"))]);
+
+        for (code, hint, exit) in [
+            ("ledger", Some("free some space"), exit::FAILED),
+            ("ledger", None, exit::FAILED),
+            ("unknown_automation", Some("did you mean a/x?"), exit::FAILED),
+            ("too_large", None, exit::USAGE),
+        ] {
+            let failure = refused(503, json!({ "code": code, "detail": "d", "hint": hint }).to_string().as_bytes());
+            assert_eq!((failure.code.as_str(), failure.exit), (code, exit), "{code}");
+            assert!(hint.is_none_or(|hint| failure.hint.as_deref() == Some(hint)), "{code}: {:?}", failure.hint);
+            assert_eq!(failure.more, [], "{code}");
+        }
 
         let bare = refused(502, b"<html>");
         assert_eq!((bare.code.as_str(), bare.message.as_str()), ("http", "the daemon answered with status 502"));

@@ -1,7 +1,10 @@
 //! History, straight from disk: every app's ledger, read side by side. Readers never block a writer.
 //!
-//! One ledger that cannot be read hides nothing of the others: it is told on stderr.
+//! One ledger that cannot be read hides nothing of the others: it is told on stderr, and a run that is found in none of
+//! them is not said to be unknown.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::cli::failure::Failure;
@@ -19,6 +22,8 @@ const SHOWN_MATCHES: usize = 5;
 
 pub struct Ledgers {
     readers: Vec<(AppId, Reader)>,
+    /// Apps whose ledger could not be read, or not all of it.
+    unread: RefCell<BTreeSet<AppId>>,
 }
 
 impl Ledgers {
@@ -28,15 +33,22 @@ impl Ledgers {
     /// When the folder that holds them cannot be read.
     pub fn open(place: &Place) -> Result<Self, Failure> {
         let home = place.data.as_ref().unwrap_or(&place.root);
-        let mut readers = Vec::new();
+        let mut ledgers = Self { readers: Vec::new(), unread: RefCell::default() };
         for (app, path) in files(home)? {
-            match Reader::open(&path) {
-                Ok(Some(reader)) => readers.push((app, reader)),
-                Ok(None) => {}
-                Err(error) => warn(format_args!("{app}: {error}")),
+            if let Some(reader) = ledgers.told(&app, Reader::open(&path)).flatten() {
+                ledgers.readers.push((app, reader));
             }
         }
-        Ok(Self { readers })
+        Ok(ledgers)
+    }
+
+    fn told<T>(&self, app: &AppId, read: Result<T, LedgerError>) -> Option<T> {
+        let told = read.inspect_err(|error| {
+            if self.unread.borrow_mut().insert(app.clone()) {
+                warn(format_args!("{app}: {error}"));
+            }
+        });
+        told.ok()
     }
 
     /// Those runs of all apps (or of the one) that `query` asks for, newest first.
@@ -45,7 +57,7 @@ impl Ledgers {
             .readers
             .iter()
             .filter(|(name, _)| app.is_none_or(|app| app == name))
-            .flat_map(|(name, reader)| told(name, reader.runs(query)).unwrap_or_default())
+            .flat_map(|(name, reader)| self.told(name, reader.runs(query)).unwrap_or_default())
             .collect();
         // Ids rise with the time at which they were made.
         rows.sort_by(|a, b| b.run_id.cmp(&a.run_id));
@@ -55,19 +67,27 @@ impl Ledgers {
 
     /// The run with this id, and the ledger that holds it.
     pub fn find(&self, run: &RunId) -> Option<(&Reader, RunRow)> {
-        self.readers.iter().find_map(|(app, reader)| Some((reader, told(app, reader.run(run))??)))
+        self.readers.iter().find_map(|(app, reader)| Some((reader, self.told(app, reader.run(run))??)))
     }
 
     /// The run that `text` means: its id, or at least six characters from the beginning or the end of it that no other
     /// run has there.
     ///
     /// # Errors
-    /// `unknown_run`, `ambiguous`; wrong usage for a text that cannot be part of an id.
+    /// `unknown_run`, or `ledger` when it may stand in one that cannot be read; `ambiguous`; wrong usage for a text that
+    /// cannot be part of an id.
     pub fn resolve(&self, text: &str) -> Result<(&Reader, RunRow), Failure> {
         let wanted = text.to_ascii_lowercase();
         let unknown = || {
-            Failure::failed("unknown_run", format!("there is no run {text:?}"))
-                .hint("`dirigent runs` lists them; history keeps what the manifest's `history.keep` says")
+            let unread = self.unread.borrow();
+            if unread.is_empty() {
+                return Failure::failed("unknown_run", format!("there is no run {text:?}"))
+                    .hint("`dirigent runs` lists them; history keeps what the manifest's `history.keep` says");
+            }
+            let names: Vec<&str> = unread.iter().map(AppId::as_str).collect();
+            let told =
+                format!("no ledger that can be read has run {text:?}; unreadable are those of {}", names.join(", "));
+            Failure::failed("ledger", told).with("apps", names).hint("`dirigent list` says what is wrong with them")
         };
         if let Ok(id) = RunId::new(&wanted) {
             return self.find(&id).ok_or_else(unknown);
@@ -75,13 +95,13 @@ impl Ledgers {
         check_part(&wanted)?;
         let mut found = Vec::new();
         for (app, reader) in &self.readers {
-            let ids = told(app, ids_with(reader, &wanted)).unwrap_or_default();
+            let ids = self.told(app, ids_with(reader, &wanted)).unwrap_or_default();
             found.extend(ids.into_iter().map(|id| (app, reader, id)));
         }
         match found.as_slice() {
             [] => Err(unknown()),
             [(app, reader, id)] => {
-                let row = told(app, reader.run(id)).flatten().ok_or_else(unknown)?;
+                let row = self.told(app, reader.run(id)).flatten().ok_or_else(unknown)?;
                 Ok((reader, row))
             }
             several => {
@@ -139,15 +159,12 @@ fn files(home: &std::path::Path) -> Result<Vec<(AppId, PathBuf)>, Failure> {
         .filter_map(|entry| {
             let app = AppId::new(entry.file_name().to_str()?).ok()?;
             let path = entry.path().join(ledger::FILE);
-            path.is_file().then_some((app, path))
+            // Whatever stands there: what is no ledger is told, not passed over.
+            path.symlink_metadata().is_ok().then_some((app, path))
         })
         .collect();
     files.sort();
     Ok(files)
-}
-
-fn told<T>(app: &AppId, read: Result<T, LedgerError>) -> Option<T> {
-    read.inspect_err(|error| warn(format_args!("{app}: {error}"))).ok()
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //!
 //! Words: a command works at a [`place::Place`] (root, ledgers, daemon); it ends with an exit code or a
 //! [`failure::Failure`]. Results go to stdout, everything else to stderr. With `--json`, stdout has one JSON document or
-//! JSON lines, with instants as RFC 3339 in UTC; for people, times are local and say their offset.
+//! JSON lines, with instants as RFC 3339 in UTC, and stderr has JSON lines (`error`, `warning`, `note`, `log`); for people,
+//! times are local and say their offset.
 //!
 //! | file | commands |
 //! |---|---|
@@ -14,7 +15,7 @@
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `client` | asking the daemon |
 //! | `types` | `types`, `schema`, `completions` |
-//! | `place`, `failure`, `output`, `times` | shared by all of them |
+//! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 
 mod cancel;
 mod client;
@@ -23,6 +24,7 @@ mod failure;
 mod follow;
 mod ledgers;
 mod list;
+mod log;
 mod logs;
 mod new;
 mod next;
@@ -35,16 +37,14 @@ mod times;
 mod toggle;
 mod trace;
 mod types;
+mod usage;
 mod validate;
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
-use failure::{Failure, Outcome, exit};
+use failure::{Failure, Outcome};
 use place::{Place, absolute};
 
 /// Runs automations that live in app folders: on a schedule, by webhook, by hand.
@@ -109,9 +109,12 @@ enum Command {
 pub fn main() -> i32 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return i32::from(refuse_usage(&error)),
+        Err(error) => return i32::from(usage::answer(&error)),
     };
     let json = cli.global.json;
+    if json {
+        output::speak_json();
+    }
     let code = dispatch(cli).unwrap_or_else(|failure| {
         if !failure.is_closed_pipe() {
             output::report(&failure, json);
@@ -121,29 +124,13 @@ pub fn main() -> i32 {
     i32::from(code)
 }
 
-/// Help and version are what was asked for; everything else is wrong usage.
-fn refuse_usage(error: &clap::Error) -> u8 {
-    // The command line was not understood, so the flag is looked for by hand.
-    let json = std::env::args_os().any(|arg| arg == OsStr::new("--json"));
-    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if json && !asked {
-        let text = error.to_string();
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let message = lines.next().unwrap_or("wrong usage").trim_start_matches("error: ").to_owned();
-        output::report(&Failure::usage(message).hint("`dirigent help` shows all commands and flags"), true);
-    } else {
-        // With its stream closed there is nobody to tell.
-        let _ = error.print();
-    }
-    if asked { exit::FINE } else { exit::USAGE }
-}
-
 fn dispatch(cli: Cli) -> Outcome {
     let Cli { global, command } = cli;
     let place = || Place::find(global.root.as_deref(), global.data.as_deref(), global.json);
     match command {
         Command::Serve(args) => {
-            start_log("info");
+            // Whoever reads the ready line need not read the log.
+            log::start("info", false);
             let asked = args.root(global.root.as_deref())?;
             // A root that was named is served as it is named; otherwise the usual search applies.
             let root = match asked {
@@ -153,11 +140,11 @@ fn dispatch(cli: Cli) -> Outcome {
             let data = global.data.as_deref().map(absolute).transpose()?;
             block_on(serve::serve(root, data, global.json, &args))
         }
-        Command::Run(args) => with_log(async { run::run(&place()?, args).await }),
-        Command::Replay(args) => with_log(async { run::replay(&place()?, args).await }),
+        Command::Run(args) => with_log(global.json, async { run::run(&place()?, args).await }),
+        Command::Replay(args) => with_log(global.json, async { run::replay(&place()?, args).await }),
         Command::Cancel(args) => block_on(async { cancel::cancel(&place()?, &args).await }),
         Command::List(args) => block_on(async { list::list(&place()?, args).await }),
-        Command::Validate(args) => with_log(async { validate::validate(&place()?, args).await }),
+        Command::Validate(args) => with_log(global.json, async { validate::validate(&place()?, args).await }),
         Command::Logs(args) => block_on(async { logs::logs(&place()?, &args).await }),
         Command::Next(args) => {
             // An expression alone is asked about from anywhere.
@@ -186,26 +173,11 @@ fn block_on(work: impl Future<Output = Outcome>) -> Outcome {
     outcome
 }
 
-/// For commands that run handlers here: trouble of the machinery is told, its routine is not.
-fn with_log(work: impl Future<Output = Outcome>) -> Outcome {
-    start_log("warn");
+/// For commands that run handlers here: trouble of the machinery is told to people, its routine is not. Programs get the
+/// result and the error; more is told when it is asked for.
+fn with_log(json: bool, work: impl Future<Output = Outcome>) -> Outcome {
+    log::start(if json { "off" } else { "warn" }, json);
     block_on(work)
-}
-
-/// The log goes to stderr. `DIRIGENT_LOG`, else `RUST_LOG`, sets what is told; a filter that cannot be read is passed
-/// over, because a log setting must not keep a daemon from starting.
-fn start_log(default: &str) {
-    let setting =
-        ["DIRIGENT_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|s| !s.is_empty()));
-    let filter = setting.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
-    let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-    // A second subscriber in one process is a test's; the first one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 #[cfg(test)]
@@ -228,6 +200,10 @@ mod tests {
             "dirigent run x --input {}",
             "dirigent runs x --status error --status ok --since 7d --dead -n 3",
             "dirigent next --expr * --tz UTC -n 1",
+            "dirigent next --expr -1 --tz -x --from -1",
+            "dirigent runs --since -7d",
+            "dirigent run a/x --input -1",
+            "dirigent new a/x --cron -1",
             "dirigent new a/x --cron * --cron * --tz UTC --webhook --template agent",
             "dirigent logs 012345 -f",
             "dirigent completions zsh",

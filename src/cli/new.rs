@@ -33,10 +33,10 @@ pub struct NewArgs {
     /// APP/ID
     handle: String,
     /// A cron trigger of five fields; may be given several times
-    #[arg(long, value_name = "CRON")]
+    #[arg(long, value_name = "CRON", allow_hyphen_values = true)]
     cron: Vec<String>,
     /// The IANA zone of the cron triggers; UTC without
-    #[arg(long, value_name = "ZONE", requires = "cron")]
+    #[arg(long, value_name = "ZONE", requires = "cron", allow_hyphen_values = true)]
     tz: Option<String>,
     /// Declare a webhook trigger, to be provisioned later
     #[arg(long)]

@@ -26,16 +26,16 @@ pub struct NextArgs {
     #[arg(required_unless_present = "expr", conflicts_with = "expr")]
     handle: Option<String>,
     /// Five cron fields: minute hour day-of-month month day-of-week
-    #[arg(long, value_name = "CRON")]
+    #[arg(long, value_name = "CRON", allow_hyphen_values = true)]
     expr: Option<String>,
     /// The IANA zone in which --expr is read
-    #[arg(long, value_name = "ZONE", requires = "expr", conflicts_with = "handle")]
+    #[arg(long, value_name = "ZONE", requires = "expr", conflicts_with = "handle", allow_hyphen_values = true)]
     tz: Option<String>,
     /// The instant to start from: RFC 3339, or a local time or day [default: now]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     from: Option<String>,
     /// How many fire times
-    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
 }
 

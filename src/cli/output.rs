@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use owo_colors::{OwoColorize, Style};
 use serde::Serialize;
@@ -36,8 +37,40 @@ pub fn text(text: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// From now on, what is said on stderr is JSON too: `{"note": {"message"}}`, `{"warning": {"message"}}`. Set once, when
+/// the command line is read.
+pub fn speak_json() {
+    SPEAKS_JSON.store(true, Ordering::Relaxed);
+}
+
+static SPEAKS_JSON: AtomicBool = AtomicBool::new(false);
+
 /// Says something on stderr, beside the result.
 pub fn note(text: impl Display) {
+    if !say_json("note", &text) {
+        say(text);
+    }
+}
+
+pub fn warn(message: impl Display) {
+    if !say_json("warning", &message) {
+        say(format_args!("{} {message}", "warning:".style(WARN)));
+    }
+}
+
+fn say_json(kind: &str, message: &impl Display) -> bool {
+    let speaks = SPEAKS_JSON.load(Ordering::Relaxed);
+    if speaks {
+        say(said_json(kind, &message.to_string()));
+    }
+    speaks
+}
+
+fn said_json(kind: &str, message: &str) -> serde_json::Value {
+    serde_json::json!({ kind: { "message": anstream::adapter::strip_str(message).to_string() } })
+}
+
+fn say(text: impl Display) {
     // With stderr closed there is nobody to tell.
     let _ = writeln!(anstream::stderr().lock(), "{text}");
 }
@@ -63,17 +96,13 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
 /// Says on stderr why the command failed.
 pub fn report(failure: &Failure, json: bool) {
     if json {
-        note(failure.to_json());
+        say(failure.to_json());
         return;
     }
-    note(format_args!("{} {}", "error:".style(BAD), shown_lines(&failure.message)));
+    say(format_args!("{} {}", "error:".style(BAD), shown_lines(&failure.message)));
     if let Some(hint) = &failure.hint {
-        note(format_args!("  {} {}", "hint:".style(HINT), shown_lines(hint)));
+        say(format_args!("  {} {}", "hint:".style(HINT), shown_lines(hint)));
     }
-}
-
-pub fn warn(message: impl Display) {
-    note(format_args!("{} {message}", "warning:".style(WARN)));
 }
 
 pub const BAD: Style = Style::new().red().bold();

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::failure::Failure;
-use crate::core::near_name::nearest;
+use crate::core::near_name::{nearest, nearest_handle};
 use crate::daemon::Folders;
 use crate::daemon::home::{self, DaemonInfo};
 use crate::fire::{AppId, AutomationId, Handle};
+
+/// Handles that a hint lists.
+const SHOWN_HANDLES: usize = 5;
 
 /// The root and how to answer; made once per command.
 #[derive(Debug, Clone)]
@@ -99,23 +102,42 @@ fn pick(text: &str, mut known: Vec<Handle>, root: &Path) -> Result<Handle, Failu
 }
 
 fn unknown(text: &str, known: &[Handle], root: &Path) -> Failure {
-    let failure =
-        Failure::failed("unknown_automation", format!("there is no automation {text:?} under {}", root.display()));
-    let handles: Vec<String> = known.iter().map(Handle::to_string).collect();
-    let handles: Vec<&str> = handles.iter().map(String::as_str).collect();
-    // A bare word is compared with ids, and what it leads to is named in full.
-    let near = if text.contains('/') {
-        nearest(text, &handles).map(str::to_owned)
-    } else {
-        let ids: Vec<&str> = known.iter().map(|h| h.automation.as_str()).collect();
-        let id = nearest(text, &ids);
-        id.and_then(|id| known.iter().find(|h| h.automation.as_str() == id)).map(Handle::to_string)
-    };
-    match near {
-        Some(near) => failure.hint(format!("did you mean {near}?")),
+    let failure = |message: String| Failure::failed("unknown_automation", message);
+    let of = |app: &str| -> Vec<&Handle> { known.iter().filter(|handle| handle.app.as_str() == app).collect() };
+    let app = text.trim_end_matches('/');
+    if let Ok(id) = AppId::new(app)
+        && (!of(app).is_empty() || root.join(id.as_str()).is_dir())
+    {
+        let names = some_of(&of(app));
+        let failure = failure(format!("{app} is an app, not an automation: a handle is <app>/<automation>"));
+        return match names.as_str() {
+            "" => failure.hint(format!("it has no automations; make one with `dirigent new {app}/<id>`")),
+            names => failure.hint(format!("it has {names}")),
+        };
+    }
+    let failure = failure(format!("there is no automation {text:?} under {}", root.display()));
+    let all: Vec<&Handle> = known.iter().collect();
+    if let Some(near) = nearest_handle(text, &all) {
+        return failure.hint(format!("did you mean {near}?"));
+    }
+    let apps: Vec<&str> = known.iter().map(|handle| handle.app.as_str()).collect();
+    // The app is known, or nearly, and the rest of the word is not.
+    let app = text.split('/').next().unwrap_or_default();
+    match apps.iter().find(|known| **known == app).copied().or_else(|| nearest(app, &apps)) {
+        Some(app) => failure.hint(format!("a handle is <app>/<automation>; {app} has {}", some_of(&of(app)))),
         None if known.is_empty() => failure.hint("there are none yet; is this the right --root?"),
         None => failure.hint("`dirigent list` shows them all"),
     }
+}
+
+/// A few handles in words.
+fn some_of(handles: &[&Handle]) -> String {
+    let mut names: Vec<String> = handles.iter().take(SHOWN_HANDLES).map(ToString::to_string).collect();
+    match handles.len().saturating_sub(SHOWN_HANDLES) {
+        0 => {}
+        more => names.push(format!("and {more} more")),
+    }
+    names.join(", ")
 }
 
 /// Folders (and links to folders) in `dir` whose name reads as a `T`.
@@ -178,6 +200,14 @@ mod tests {
             ("sync", Err("name the app too: <app>/<id>")),
             ("digset", Err("did you mean auto.mail/digest?")),
             ("auto.mail/digst", Err("did you mean auto.mail/digest?")),
+            ("auto.mial/digest", Err("did you mean auto.mail/digest?")),
+            ("auto.mail", Err("it has auto.mail/digest, auto.mail/sync")),
+            ("auto.mail/", Err("it has auto.mail/digest, auto.mail/sync")),
+            ("auto.cla", Err("a handle is <app>/<automation>; auto.cal has auto.cal/sync")),
+            (
+                "auto.mail/zzzzzzzz",
+                Err("a handle is <app>/<automation>; auto.mail has auto.mail/digest, auto.mail/sync"),
+            ),
             ("zzzzzzzz", Err("`dirigent list` shows them all")),
             ("", Err("`dirigent list` shows them all")),
         ] {

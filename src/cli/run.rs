@@ -17,11 +17,13 @@ use crate::cli::output::{document, line, note, warn};
 use crate::cli::place::Place;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::{Answer, FireRequest};
 use crate::daemon::home::{self, HomeError, Lock};
 use crate::daemon::{Daemon, Options, Scope, refusal};
 use crate::fire::{Handle, RunId, TriggerInfo, TriggerOrigin};
 use crate::isolate;
+use crate::ledger::{self, Reader};
 
 /// Between two tries of a lock that another process holds, and two looks at what still runs.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
@@ -63,7 +65,8 @@ pub struct ReplayArgs {
 }
 
 pub async fn run(place: &Place, args: RunArgs) -> Outcome {
-    let input_json = args.input.as_deref().map(read_input).transpose()?;
+    let most = most_input_bytes(place)?;
+    let input_json = args.input.as_deref().map(|given| read_input(given, most)).transpose()?;
     let handle = place.automation(&args.handle)?;
     let fire = Fire { handle, input_json, replay_of: None };
     fire_and_tell(place, fire, args.no_wait).await
@@ -74,27 +77,67 @@ pub async fn replay(place: &Place, args: ReplayArgs) -> Outcome {
         let ledgers = Ledgers::open(place)?;
         let (reader, row) = ledgers.resolve(&args.run)?;
         let input_json = reader.input(&row.run_id)?;
-        if input_json.as_deref().is_some_and(crate::ledger::is_truncated) {
+        if input_json.as_deref().is_some_and(ledger::is_truncated) {
             return Err(Failure::failed("input_truncated", "its input was too long to be kept in full")
                 .hint("run it anew with `dirigent run <handle> --input @file`"));
+        }
+        if let Some(input) = &input_json {
+            check_input(input, "its input", most_input_bytes(place)?)?;
         }
         Fire { handle: Handle::new(row.app_id, row.automation_id), input_json, replay_of: Some(row.run_id) }
     };
     fire_and_tell(place, fire, args.no_wait).await
 }
 
+/// What `limits.value_bytes` says. A daemon has settings of its own, and judges by them; those on disk are then as good
+/// a guess as any.
+fn most_input_bytes(place: &Place) -> Result<u64, Failure> {
+    match Config::load(&place.root) {
+        Ok(config) => Ok(config.limits.value_bytes),
+        Err(_) if place.daemon.is_some() => Ok(Config::default().limits.value_bytes),
+        Err(error) => Err(bad_config(error)),
+    }
+}
+
+/// A handler gets its input whole, or there is no run.
+fn check_input(input_json: &str, what: &str, most: u64) -> Result<(), Failure> {
+    let refuse = |code: &str, message: String| {
+        let mut failure = Failure::usage(message);
+        code.clone_into(&mut failure.code);
+        failure
+    };
+    if input_json.len() as u64 > most {
+        let message = format!("{what} has more than {most} bytes");
+        let hint = "keep data in the app and pass where it is; `limits.value_bytes` in dirigent.toml sets the limit";
+        return Err(refuse("too_large", message).hint(hint));
+    }
+    if is_too_deep(input_json) { Err(refuse("too_deep", too_deep(what))) } else { Ok(()) }
+}
+
+/// At most so many bytes and one more, which shows that there are too many.
+fn read_text(from: impl Read, name: &str, most: u64) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    from.take(most.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::io(name, &error).exit_with(exit::USAGE))?;
+    if bytes.len() as u64 > most {
+        // Cut as it is, it would be told to be no UTF-8, or no JSON.
+        check_input(&String::from_utf8_lossy(&bytes), name, most)?;
+    }
+    String::from_utf8(bytes).map_err(|error| Failure::usage(format!("{name} is not UTF-8: {error}")))
+}
+
 /// The input as JSON text.
-fn read_input(given: &str) -> Result<String, Failure> {
+fn read_input(given: &str, most: u64) -> Result<String, Failure> {
     let (text, from) = if given == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(|error| Failure::io("stdin", &error))?;
-        (text, "stdin".to_owned())
+        (read_text(std::io::stdin(), "stdin", most)?, "stdin".to_owned())
     } else if let Some(path) = given.strip_prefix('@') {
-        let text = std::fs::read_to_string(path).map_err(|error| Failure::io(path, &error).exit_with(exit::USAGE))?;
-        (text, path.to_owned())
+        let file = std::fs::File::open(path).map_err(|error| Failure::io(path, &error).exit_with(exit::USAGE))?;
+        (read_text(file, path, most)?, path.to_owned())
     } else {
         (given.to_owned(), "--input".to_owned())
     };
+    check_input(&text, &from, most)?;
     match serde_json::from_str::<&serde_json::value::RawValue>(&text) {
         Ok(raw) => Ok(raw.get().to_owned()),
         Err(error) => {
@@ -145,12 +188,18 @@ async fn by_daemon(place: &Place, fire: Fire, no_wait: bool) -> Outcome {
     if no_wait {
         return tell_accepted(place, &accepted);
     }
-    let run = accepted.run_id;
+    let (run, app) = (accepted.run_id, fire.handle.app.clone());
     let mut teller = Teller::new(run.clone(), fire.handle, place.json)?;
     let end = follow(&client, &run, &mut teller).await?;
     // The stream tells that a run has ended; its output stands in the ledger.
-    let output = Ledgers::open(place)?.find(&run).and_then(|(_, row)| row.output);
-    teller.finish(&end, output.as_ref().map(crate::ledger::JsonText::as_str))
+    let ledger = place.folders().ledger(&app);
+    let row = Reader::open(&ledger).and_then(|reader| reader.map_or(Ok(None), |reader| reader.run(&run)));
+    let output = row.unwrap_or_else(|error| {
+        warn(format_args!("its output cannot be read: {error}"));
+        None
+    });
+    let output = output.and_then(|row| row.output);
+    teller.finish(&end, output.as_ref().map(ledger::JsonText::as_str))
 }
 
 fn tell_accepted(place: &Place, accepted: &Accepted) -> Outcome {
@@ -261,8 +310,12 @@ async fn in_process(place: &Place, fire: Fire) -> Outcome {
     })
     .await
     .map_err(|error| Failure::failed("start", error.to_string()))?;
+    let app = fire.handle.app.clone();
     let told = tell_in_process(place, &daemon, fire).await;
     settle(&daemon).await;
+    if let Some(path) = daemon.services().ledgers.quarantined(&app) {
+        warn(format_args!("the ledger of {app} was damaged; it has been moved aside to {}", path.display()));
+    }
     daemon.stop(Duration::ZERO).await;
     told
 }
@@ -287,7 +340,7 @@ async fn tell_in_process(place: &Place, daemon: &Daemon, fire: Fire) -> Outcome 
     };
     let (answer, ended) = daemon.fire_and_follow(request).await;
     let Answer::Accepted { run, .. } = answer else {
-        return Err(refused(&handle, answer));
+        return Err(refused(daemon, &handle, answer));
     };
     let mut teller = Teller::new(run.clone(), handle.clone(), place.json)?;
     let mut ended = pin!(ended);
@@ -325,12 +378,12 @@ async fn tell_in_process(place: &Place, daemon: &Daemon, fire: Fire) -> Outcome 
             };
             teller.finish(&told, end.output_json.as_deref())
         }
-        Ok(other) => Err(refused(&handle, other)),
+        Ok(other) => Err(refused(daemon, &handle, other)),
         Err(_) => Err(Failure::failed("stopped", format!("run {run} was left without an end"))),
     }
 }
 
-fn refused(handle: &Handle, answer: Answer) -> Failure {
+fn refused(daemon: &Daemon, handle: &Handle, answer: Answer) -> Failure {
     let message = refusal(handle, Some(answer.clone()));
     match answer {
         Answer::Unknown => Failure::failed("unknown_automation", message).hint("`dirigent list` shows what there is"),
@@ -340,7 +393,15 @@ fn refused(handle: &Handle, answer: Answer) -> Failure {
             let failure = Failure::failed("invalid_manifest", message).with("problems", json!(problems));
             failure.hint(first.unwrap_or_else(|| "`dirigent validate` shows what is wrong with it".to_owned()))
         }
-        Answer::NotRecorded { .. } => Failure::failed("ledger", message),
+        Answer::NotRecorded { .. } => match daemon.services().ledgers.obstacle(&handle.app) {
+            Some(error) => {
+                let path = daemon.services().folders.ledger(&handle.app);
+                let problem = ledger::problem(&handle.app, &path, &error);
+                let failure = Failure::failed("ledger", format!("{}: {}", path.display(), problem.message));
+                Failure { hint: problem.hint, ..failure }
+            }
+            None => Failure::failed("ledger", message),
+        },
         _ => Failure::failed("refused", message),
     }
 }
@@ -379,11 +440,27 @@ mod tests {
         for (given, input) in
             [("{\"a\":1}", "{\"a\":1}"), (" 3 ", "3"), (&from_file, "{\"n\": 12345678901234567890123}")]
         {
-            assert_eq!(read_input(given).unwrap(), input);
+            assert_eq!(read_input(given, 1000).unwrap(), input);
         }
         for (given, hinted) in [("{", false), ("hello", true), ("", false), ("@/nowhere/at/all", false)] {
-            let failure = read_input(given).unwrap_err();
+            let failure = read_input(given, 1000).unwrap_err();
             assert_eq!((failure.exit, failure.hint.is_some()), (exit::USAGE, hinted), "{given}");
+        }
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let long = format!("\"{}\"", "ä".repeat(500));
+        std::fs::write(&file, &long).unwrap();
+        for (given, most, code) in [
+            (long.as_str(), 1002, None),
+            (&long, 1001, Some("too_large")),
+            (&from_file, 1002, None),
+            (&from_file, 501, Some("too_large")),
+            (&nested(100), 1000, None),
+            (&nested(101), 1000, Some("too_deep")),
+            (&nested(200), 1000, Some("too_deep")),
+        ] {
+            let refused = read_input(given, most).err();
+            assert_eq!(refused.as_ref().map(|failure| failure.code.as_str()), code, "{most}: {refused:?}");
+            assert!(refused.is_none_or(|failure| failure.exit == exit::USAGE));
         }
     }
 }

@@ -28,13 +28,13 @@ pub struct RunsArgs {
     #[arg(long, value_name = "STATUS", value_parser = parse_status)]
     status: Vec<RunStatus>,
     /// Only runs since then: a span such as 7d, 24h or 30m, or a time
-    #[arg(long, value_name = "SPAN|TIME")]
+    #[arg(long, value_name = "SPAN|TIME", allow_hyphen_values = true)]
     since: Option<String>,
     /// Only runs that used up their retries
     #[arg(long)]
     dead: bool,
     /// At most so many
-    #[arg(short = 'n', long = "limit", value_name = "N", default_value_t = 20)]
+    #[arg(short = 'n', long = "limit", value_name = "N", default_value_t = 20, allow_negative_numbers = true)]
     limit: usize,
 }
 

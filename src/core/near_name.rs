@@ -1,5 +1,7 @@
 //! "Did you mean": the known name that a misspelt one most likely stands for.
 
+use crate::fire::Handle;
+
 /// Longer names are no slip of the keyboard, and comparing them would cost time that the input decides.
 const LONGEST: usize = 40;
 
@@ -24,6 +26,32 @@ pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
         })
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// The automation that `text`, a handle or a bare id that names none, most likely stands for.
+pub fn nearest_handle<'k>(text: &str, known: &[&'k Handle]) -> Option<&'k Handle> {
+    let Some((app, id)) = text.split_once('/') else {
+        return nearest_id(text, known);
+    };
+    let of = |app: &str| -> Vec<&'k Handle> { known.iter().copied().filter(|h| h.app.as_str() == app).collect() };
+    if let Some(found) = nearest_id(id, &of(app)) {
+        return Some(found);
+    }
+    let mut apps: Vec<&str> = known.iter().map(|h| h.app.as_str()).collect();
+    apps.sort_unstable();
+    apps.dedup();
+    if let Some(found) = nearest(app, &apps).and_then(|app| nearest_id(id, &of(app))) {
+        return Some(found);
+    }
+    // The right id in the wrong app.
+    let mut elsewhere = known.iter().copied().filter(|h| h.automation.as_str() == id);
+    elsewhere.next().filter(|_| elsewhere.next().is_none())
+}
+
+fn nearest_id<'k>(id: &str, known: &[&'k Handle]) -> Option<&'k Handle> {
+    let ids: Vec<&str> = known.iter().map(|h| h.automation.as_str()).collect();
+    let near = if ids.contains(&id) { Some(id) } else { nearest(id, &ids) };
+    near.and_then(|near| known.iter().copied().find(|h| h.automation.as_str() == near))
 }
 
 /// Lower case, without `-`, `_` and blanks: `timeout_ms` and `timeoutMs` are the same name in two habits.
@@ -73,5 +101,27 @@ mod tests {
             assert_eq!(nearest(name, &known), expected, "{name}");
         }
         assert_eq!(nearest(&"timeoutMs".repeat(20), &known), None);
+    }
+
+    #[test]
+    fn a_handle_is_known_by_either_part() {
+        let known: Vec<Handle> = ["auto.mail/digest", "auto.mail/sync", "auto.cal/sync", "bookshelf/weekly-digest"]
+            .map(|text| text.parse().expect("a handle"))
+            .to_vec();
+        let known: Vec<&Handle> = known.iter().collect();
+        for (text, expected) in [
+            ("auto.mail/digst", Some("auto.mail/digest")),
+            ("auto.mial/digest", Some("auto.mail/digest")),
+            ("automail/sinc", Some("auto.mail/sync")),
+            ("nowhere/weekly-digest", Some("bookshelf/weekly-digest")),
+            ("nowhere/sync", None),
+            ("weekly", Some("bookshelf/weekly-digest")),
+            ("auto.mail/", None),
+            ("/", None),
+            ("zzzz/zzzz", None),
+        ] {
+            let found = nearest_handle(text, &known).map(Handle::to_string);
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
     }
 }

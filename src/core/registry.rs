@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::core::disk::{AppFolder, AutomationFolder, DiskBatch, FileContent, HandlerFile};
 use crate::core::manifest::{self, Manifest, Trigger, Webhook};
+use crate::core::near_name::nearest_handle;
 use crate::fire::{AppId, AutomationId, Handle, Problem};
 
 /// Everything that is known about one automation.
@@ -25,6 +26,8 @@ pub struct Automation {
     pub valid: bool,
     /// Problems of the manifest and the handler file, without those that follow from other automations.
     own_problems: Vec<Problem>,
+    /// Line and column of `onFailure` in the file as it is now.
+    on_failure_at: Option<(u32, u32)>,
     pub handler: HandlerFile,
     manifest_file: FileContent,
 }
@@ -152,6 +155,7 @@ impl Registry {
             manifest: None,
             valid: false,
             own_problems: Vec::new(),
+            on_failure_at: None,
             handler: HandlerFile::Absent,
             manifest_file: FileContent::Absent,
         });
@@ -162,8 +166,9 @@ impl Registry {
         }
         let before = entry.manifest.clone();
         let was_valid = entry.valid;
-        let (manifest, problems) = read_manifest(&handle, &seen.manifest);
+        let ReadManifest { manifest, problems, on_failure_at } = read_manifest(&handle, &seen.manifest);
         entry.own_problems = problems;
+        entry.on_failure_at = on_failure_at;
         entry.valid = manifest.is_some();
         entry.manifest_file = seen.manifest;
         match (manifest, &entry.manifest_file) {
@@ -258,6 +263,7 @@ impl Registry {
             ),
             HandlerFile::Unreadable(problem) => problems.push(problem.clone()),
         }
+        problems.extend(self.failure_handler_problem(automation));
         if let Some(webhook) = automation.webhook() {
             let others: Vec<String> = self
                 .webhooks
@@ -284,6 +290,35 @@ impl Registry {
             }
         }
         problems
+    }
+
+    /// An `onFailure` that will fire nothing. A warning: the automation itself runs as well as any.
+    fn failure_handler_problem(&self, automation: &Automation) -> Option<Problem> {
+        let own = &automation.handle;
+        let manifest = automation.manifest.as_ref().filter(|_| automation.valid)?;
+        let target = manifest.on_failure_handle(&own.app)?;
+        let problem = |message: String| {
+            let problem = Problem::warning("invalid_on_failure", "onFailure", message).in_path(manifest_path(own));
+            match automation.on_failure_at {
+                Some((line, column)) => problem.at(line, column),
+                None => problem,
+            }
+        };
+        if target == *own {
+            let message =
+                "onFailure names the automation itself, which never handles its own failure: nothing is fired";
+            return Some(problem(message.to_owned()).with_hint("name another automation, or leave `onFailure` out"));
+        }
+        if self.get(&target).is_some() {
+            return None;
+        }
+        let known: Vec<&Handle> = self.automations().map(|a| &a.handle).filter(|handle| *handle != own).collect();
+        let hint = match nearest_handle(&target.to_string(), &known) {
+            Some(near) if near.app == own.app => format!("did you mean \"{}\"?", near.automation),
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "until it is there, a failure of this automation is handled by nobody".to_owned(),
+        };
+        Some(problem(format!("onFailure names {target}, and there is no such automation")).with_hint(hint))
     }
 
     /// Every problem under the root: folders, manifests, handlers.
@@ -317,30 +352,32 @@ fn manifest_path(handle: &Handle) -> String {
     format!("{}/automations/{}/automation.json", handle.app, handle.automation)
 }
 
-/// The manifest when it is valid, and all its problems, each with its file.
-fn read_manifest(handle: &Handle, file: &FileContent) -> (Option<Manifest>, Vec<Problem>) {
+/// What became of a manifest file.
+struct ReadManifest {
+    /// Present when it is valid.
+    manifest: Option<Manifest>,
+    /// All of them, each with its file.
+    problems: Vec<Problem>,
+    on_failure_at: Option<(u32, u32)>,
+}
+
+fn read_manifest(handle: &Handle, file: &FileContent) -> ReadManifest {
     let path = manifest_path(handle);
+    let refused = |problem| ReadManifest { manifest: None, problems: vec![problem], on_failure_at: None };
     match file {
-        FileContent::Absent => {
-            let problem = Problem::error("missing_manifest", "", "there is no automation.json in this folder")
-                .with_hint("scaffold one with `dirigent new`, or remove the folder");
-            (None, vec![problem.in_path(path)])
-        }
-        FileContent::Unreadable(problem) => (None, vec![problem.clone()]),
+        FileContent::Absent => refused(
+            Problem::error("missing_manifest", "", "there is no automation.json in this folder")
+                .with_hint("scaffold one with `dirigent new`, or remove the folder")
+                .in_path(path),
+        ),
+        FileContent::Unreadable(problem) => refused(problem.clone()),
         FileContent::Bytes { bytes, .. } => {
             let parsed = manifest::parse(bytes, &handle.app);
-            let mut problems: Vec<Problem> = parsed.problems.into_iter().map(|p| p.in_path(path.clone())).collect();
-            let mut manifest = parsed.manifest;
-            let own = manifest.as_ref().and_then(|m| m.on_failure_handle(&handle.app));
-            if own.as_ref() == Some(handle) {
-                problems.push(
-                    Problem::error("invalid_on_failure", "onFailure", "an automation cannot handle its own failure")
-                        .with_hint("name another automation, or leave `onFailure` out")
-                        .in_path(path),
-                );
-                manifest = None;
+            ReadManifest {
+                manifest: parsed.manifest,
+                problems: parsed.problems.into_iter().map(|p| p.in_path(path.clone())).collect(),
+                on_failure_at: parsed.on_failure_at,
             }
-            (manifest, problems)
         }
     }
 }
@@ -439,12 +476,44 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_handles_its_own_failure_is_refused() {
+    fn a_failure_handler_that_fires_nothing_is_warned_about_until_it_is_there() {
         let mut registry = Registry::default();
-        let own = manifest_json(r#","onFailure":"x""#);
-        registry.apply(full(vec![folder("a", &[("x", Some(&own))], true)]));
-        let x = registry.get(&handle("a/x")).unwrap();
-        assert!(x.manifest.is_none());
-        assert_eq!(registry.problems_of(x)[0].code, "invalid_on_failure");
+        let plain = manifest_json("");
+        let naming = |target: &str| manifest_json(&format!(r#","onFailure":"{target}""#));
+        let told = |registry: &Registry| registry.problems_of(registry.get(&handle("a/x")).unwrap());
+        for (target, hint) in [
+            ("x", "name another"),
+            ("a/x", "name another"),
+            ("rescu", "did you mean \"rescue\"?"),
+            ("b/on-faliure", "did you mean \"b/on-failure\"?"),
+            ("zzzzzzzz", "handled by nobody"),
+        ] {
+            let named = naming(target);
+            let apps = vec![
+                folder("a", &[("x", Some(&named)), ("rescue", Some(&plain))], true),
+                folder("b", &[("on-failure", Some(&plain))], true),
+            ];
+            registry.apply(full(apps));
+            let automation = registry.get(&handle("a/x")).unwrap();
+            assert!(automation.valid && automation.enabled(), "{target}: it runs all the same");
+            let problems = told(&registry);
+            let [problem] = problems.as_slice() else { panic!("{target}: {problems:?}") };
+            assert_eq!((problem.code.as_str(), problem.is_error()), ("invalid_on_failure", false), "{target}");
+            assert!(problem.hint.as_deref().is_some_and(|told| told.contains(hint)), "{problem:?}");
+            let column = named.find("onFailure").unwrap() + "onFailure':".len() + 1;
+            assert_eq!((problem.line, problem.column), (Some(1), u32::try_from(column).ok()), "{target}");
+        }
+        let named = naming("late/rescue");
+        registry.apply(full(vec![folder("a", &[("x", Some(&named))], true)]));
+        assert_eq!(told(&registry).len(), 1);
+        let late = |there: bool| DiskBatch {
+            full: false,
+            apps: vec![folder("late", &[("rescue", there.then_some("{"))], false)],
+            root_problems: Vec::new(),
+        };
+        registry.apply(late(true));
+        assert_eq!(told(&registry), [], "it is there now; what is wrong with it is its own problem");
+        registry.apply(late(false));
+        assert_eq!(told(&registry).len(), 1);
     }
 }

@@ -1,44 +1,45 @@
-//! The admin listener: the API through which the command line talks to a running daemon.
-//!
-//! Every request but `/healthz` needs the admin token, and names this listener in its `Host`. State changes are POST
-//! with `application/json` only, so that a form on some web page cannot make one.
+//! The admin listener: the API through which the command line talks to a running daemon. Who may ask it is
+//! [`access`]'s to say.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 
+use crate::core::json_depth::{is_too_deep, too_deep};
+use crate::core::near_name::nearest_handle;
 use crate::core::run::RunEnd;
 use crate::core::{Answer, FireRequest};
 use crate::daemon::{Daemon, refusal};
-use crate::fire::{AppId, AutomationId, Handle, RunId, TriggerInfo, TriggerOrigin};
+use crate::fire::{AppId, AutomationId, Handle, Problem, RunId, TriggerInfo, TriggerOrigin};
+use crate::gateway::access::{self, Access, LocalEnd};
 use crate::gateway::events;
 use crate::gateway::problem::ProblemDocument;
 use crate::ledger::{self, LogRow, NodeRow, Reader, RunRow};
 use crate::overview::Overview;
 
-/// Bodies hold an input at the most.
-const MAX_BODY: usize = 17 * 1024 * 1024;
+/// Bodies hold an input at the most, and what stands around it.
+const AROUND_AN_INPUT: u64 = 64 * 1024;
 /// The longest `?wait=`.
 const MAX_WAIT_SECS: f64 = 600.0;
+/// How long a list waits to learn whether a ledger that could not be written can be used again.
+const SECOND_TRY: Duration = Duration::from_secs(1);
 
 type Reply<T> = Result<T, ProblemDocument>;
 
 #[derive(Clone)]
 struct Api {
     daemon: Daemon,
-    token: Arc<str>,
-    hosts: Arc<[String]>,
 }
 
 /// Serves the admin API on `listener` until `shutdown` resolves; requests that are under way are answered.
@@ -51,15 +52,13 @@ pub async fn serve(
     token: String,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let address = listener.local_addr()?;
-    let port = address.port();
-    let hosts =
-        [address.to_string(), format!("127.0.0.1:{port}"), format!("localhost:{port}"), format!("[::1]:{port}")];
-    let api = Api { daemon, token: Arc::from(token), hosts: Arc::from(hosts) };
-    axum::serve(listener, router(api)).with_graceful_shutdown(shutdown).await
+    let access = Access { token: Arc::from(token), bound: listener.local_addr()? };
+    let service = router(Api { daemon }, access).into_make_service_with_connect_info::<LocalEnd>();
+    axum::serve(listener, service).with_graceful_shutdown(shutdown).await
 }
 
-fn router(api: Api) -> Router {
+fn router(api: Api, access: Access) -> Router {
+    let max_body = api.daemon.services().limits.value_bytes + AROUND_AN_INPUT;
     let guarded = Router::new()
         .route("/readyz", get(ready))
         .route("/v1/automations", get(list))
@@ -73,50 +72,9 @@ fn router(api: Api) -> Router {
         .method_not_allowed_fallback(|| async {
             ProblemDocument::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(api.clone(), guard));
+        .layer(DefaultBodyLimit::max(usize::try_from(max_body).unwrap_or(usize::MAX)))
+        .layer(middleware::from_fn_with_state(access, access::guard));
     Router::new().route("/healthz", get(|| async { "ok\n" })).merge(guarded).with_state(api)
-}
-
-async fn guard(State(api): State<Api>, request: Request, next: Next) -> Reply<Response> {
-    let refuse = |status, code, detail: &str| Err(ProblemDocument::new(status, code, detail));
-    let headers = request.headers();
-    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-    if !host.is_some_and(|host| api.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))) {
-        return refuse(StatusCode::MISDIRECTED_REQUEST, "wrong_host", "the Host header does not name this listener");
-    }
-    let token =
-        headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok()).and_then(|h| h.strip_prefix("Bearer "));
-    if !token.is_some_and(|token| bool::from(token.as_bytes().ct_eq(api.token.as_bytes()))) {
-        return refuse(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "the admin token is missing or wrong; it is in .dirigent/token below the root",
-        );
-    }
-    if cross_site(headers) {
-        return refuse(StatusCode::FORBIDDEN, "cross_site", "requests from another origin are refused");
-    }
-    if request.method() == Method::POST && !is_json(headers) {
-        let detail = "a POST must say `content-type: application/json`";
-        return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail);
-    }
-    Ok(next.run(request).await)
-}
-
-/// What a browser says of a request that another site made it send.
-fn cross_site(headers: &HeaderMap) -> bool {
-    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-    let origin = text(header::ORIGIN);
-    let host = text(header::HOST).unwrap_or_default();
-    let foreign = origin.is_some_and(|origin| origin.strip_prefix("http://") != Some(host));
-    let site = headers.get("sec-fetch-site").map(|value| value.to_str().unwrap_or("?"));
-    foreign || site.is_some_and(|site| !matches!(site, "same-origin" | "none"))
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
 async fn ready(State(api): State<Api>) -> Reply<&'static str> {
@@ -142,31 +100,56 @@ async fn overview(api: &Api, only: Option<Handle>) -> Reply<Overview> {
     if let Some(only) = only {
         overview.automations.retain(|view| view.handle == only);
     }
-    let folders = api.daemon.services().folders.clone();
+    let (folders, ledgers) = (api.daemon.services().folders.clone(), api.daemon.services().ledgers.clone());
+    let apps: BTreeSet<AppId> = overview.automations.iter().map(|view| view.app_id.clone()).collect();
+    // What was in the way of a write may be gone, and the next fire be a week off. Recovery writes nothing.
+    let blocked = apps.iter().filter(|app| ledgers.obstacle(app).is_some());
+    let tries = futures::future::join_all(blocked.map(|app| ledgers.recover(app)));
+    // Without an answer the obstacle is taken to stand.
+    let _ = tokio::time::timeout(SECOND_TRY, tries).await;
     tokio::task::spawn_blocking(move || {
-        overview.add_history(|app| folders.ledger(app));
+        overview.add_history(|app| folders.ledger(app), |app| ledgers.obstacle(app));
+        let moved = apps.iter().filter_map(|app| Some(moved_aside(app, &ledgers.quarantined(app)?)));
+        overview.problems.extend(moved);
         overview
     })
     .await
     .map_err(|error| ProblemDocument::internal(&error))
 }
 
-fn handle_of(app: &str, id: &str) -> Reply<Handle> {
+fn moved_aside(app: &AppId, to: &std::path::Path) -> Problem {
+    let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Problem::warning("ledger_moved", "", "the app's ledger was damaged, so it was moved aside and a new one begun")
+        .with_hint("`sqlite3 <file> .recover` saves what is left of it")
+        .in_path(format!("{app}/{name}"))
+}
+
+async fn handle_of(api: &Api, app: &str, id: &str) -> Reply<Handle> {
     match (AppId::new(app), AutomationId::new(id)) {
         (Ok(app), Ok(id)) => Ok(Handle::new(app, id)),
-        _ => Err(unknown_automation(&format!("{app}/{id}"))),
+        _ => Err(unknown_automation(api, &format!("{app}/{id}")).await),
     }
 }
 
-fn unknown_automation(handle: &str) -> ProblemDocument {
-    ProblemDocument::not_found("unknown_automation", format!("there is no automation {handle}"))
+async fn unknown_automation(api: &Api, handle: &str) -> ProblemDocument {
+    let known = api.daemon.look(|state| state.registry.automations().map(|a| a.handle.clone()).collect::<Vec<_>>());
+    let known = known.await.unwrap_or_default();
+    let document = ProblemDocument::not_found("unknown_automation", format!("there is no automation {handle}"));
+    match nearest_handle(handle, &known.iter().collect::<Vec<_>>()) {
+        Some(near) => document.with("hint", format!("did you mean {near}?")),
+        None => document,
+    }
 }
 
 async fn automation(State(api): State<Api>, Path((app, id)): Path<(String, String)>) -> Reply<Json<Value>> {
-    let handle = handle_of(&app, &id)?;
-    let view = overview(&api, Some(handle.clone())).await?.automations.pop();
-    let view = view.ok_or_else(|| unknown_automation(&handle.to_string()))?;
-    let folder = api.daemon.services().folders.code(&handle.app).ok_or_else(|| unknown_automation(&app))?;
+    let handle = handle_of(&api, &app, &id).await?;
+    let mut overview = overview(&api, Some(handle.clone())).await?;
+    let folder = api.daemon.services().folders.code(&handle.app);
+    let (Some(mut view), Some(folder)) = (overview.automations.pop(), folder) else {
+        return Err(unknown_automation(&api, &handle.to_string()).await);
+    };
+    // In the list, what is wrong with an app's ledger is told once; here it is a reason why this one does not run.
+    view.problems.extend(overview.problems.into_iter().filter(|problem| problem.code == "ledger"));
     let (manifest, source) = tokio::task::spawn_blocking(move || {
         let relative = std::path::Path::new("automations").join(handle.automation.as_str()).join("automation.json");
         let max = crate::core::manifest::MAX_MANIFEST_BYTES;
@@ -190,9 +173,13 @@ async fn run(
     State(api): State<Api>,
     Path((app, id)): Path<(String, String)>,
     wait: Result<Query<Wait>, QueryRejection>,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Reply<Response> {
-    let handle = handle_of(&app, &id)?;
+    let handle = handle_of(&api, &app, &id).await?;
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(api.daemon.services().limits.value_bytes),
+        status => ProblemDocument::new(status, "bad_body", "the body could not be read"),
+    })?;
     let input_json = input_of(&body)?;
     let wait = wait_of(wait)?;
     fire(&api, handle, TriggerInfo::default(), input_json, wait).await
@@ -230,6 +217,22 @@ fn wait_of(wait: Result<Query<Wait>, QueryRejection>) -> Reply<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn too_large(most: u64) -> ProblemDocument {
+    let detail = format!("an input may have {most} bytes (`limits.value_bytes`)");
+    ProblemDocument::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+}
+
+/// What a handler could not be given is not taken either.
+fn check_input(input_json: Option<&str>, most: u64) -> Reply<()> {
+    match input_json {
+        Some(input) if input.len() as u64 > most => Err(too_large(most)),
+        Some(input) if is_too_deep(input) => {
+            Err(ProblemDocument::new(StatusCode::BAD_REQUEST, "too_deep", too_deep("the input")))
+        }
+        _ => Ok(()),
+    }
+}
+
 async fn fire(
     api: &Api,
     handle: Handle,
@@ -237,6 +240,7 @@ async fn fire(
     input_json: Option<String>,
     wait: Duration,
 ) -> Reply<Response> {
+    check_input(input_json.as_deref(), api.daemon.services().limits.value_bytes)?;
     let request = FireRequest {
         handle: handle.clone(),
         origin: TriggerOrigin::Manual,
@@ -250,7 +254,7 @@ async fn fire(
     let (answer, end) = api.daemon.fire_and_follow(request).await;
     let (run, status) = match answer {
         Answer::Accepted { run, status } => (run, status),
-        other => return Err(refused(&handle, other)),
+        other => return Err(refused(api, &handle, other).await),
     };
     if !wait.is_zero()
         && let Ok(Ok(Answer::Ended(end))) = tokio::time::timeout(wait, end).await
@@ -272,58 +276,86 @@ fn ended(run: &RunId, end: &RunEnd) -> Value {
     })
 }
 
-fn refused(handle: &Handle, answer: Answer) -> ProblemDocument {
+async fn refused(api: &Api, handle: &Handle, answer: Answer) -> ProblemDocument {
     let detail = refusal(handle, Some(answer.clone()));
     match answer {
-        Answer::Unknown => unknown_automation(&handle.to_string()),
+        Answer::Unknown => unknown_automation(api, &handle.to_string()).await,
         Answer::Busy { active } => {
             ProblemDocument::new(StatusCode::CONFLICT, "busy", detail).with("runId", active.as_str())
         }
         Answer::Unrunnable { problems } => {
             ProblemDocument::new(StatusCode::CONFLICT, "invalid_manifest", detail).with("problems", json!(problems))
         }
-        Answer::NotRecorded { .. } => ProblemDocument::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ledger",
-            "the run could not be recorded, so it is not run",
-        ),
+        Answer::NotRecorded { message } => not_recorded(api, &handle.app, &message),
         _ => stopping(),
     }
 }
 
-/// Finds the app whose ledger holds a run, and reads from it.
+/// Why a row could not be written: what is in the way of the ledger, or else what the caller was answered with.
+fn not_recorded(api: &Api, app: &AppId, message: &str) -> ProblemDocument {
+    let services = api.daemon.services();
+    let ledger = services.folders.ledger(app);
+    let (message, hint) = match services.ledgers.obstacle(app) {
+        Some(error) => {
+            let problem = ledger::problem(app, &ledger, &error);
+            (problem.message, problem.hint)
+        }
+        None => (ledger::without_host_paths(app, &ledger, message), None),
+    };
+    let detail = format!("{app}/{}: {message}", ledger::FILE);
+    let document = ProblemDocument::new(StatusCode::SERVICE_UNAVAILABLE, "ledger", detail);
+    match hint {
+        Some(hint) => document.with("hint", hint),
+        None => document,
+    }
+}
+
+fn run_id_of(run: &str) -> Reply<RunId> {
+    RunId::new(run).map_err(|_| unknown_run())
+}
+
+fn unknown_run() -> ProblemDocument {
+    ProblemDocument::not_found("unknown_run", "there is no such run")
+}
+
+/// Finds the app whose ledger holds a run, and reads from it. A ledger that cannot be read stops its own app only: the
+/// run may stand in another one; when it stands in none of those that can be read, that is all that can be said.
 async fn with_run<T: Send + 'static>(
     api: &Api,
-    run: &str,
+    run: RunId,
     read: impl FnOnce(&Reader, RunRow) -> Result<T, ledger::LedgerError> + Send + 'static,
 ) -> Reply<T> {
-    let unknown = || ProblemDocument::not_found("unknown_run", "there is no such run");
-    let run = RunId::new(run).map_err(|_| unknown())?;
     let folders = api.daemon.services().folders.clone();
     let found = tokio::task::spawn_blocking(move || {
+        let mut unread = Vec::new();
         for app in folders.apps() {
-            // A ledger that cannot be read stops its own app only: the run may stand in another one.
             let found = Reader::open(&folders.ledger(&app))
                 .and_then(|reader| reader.map(|reader| Ok((reader.run(&run)?, reader))).transpose());
-            let (row, reader) = match found {
-                Ok(Some((Some(row), reader))) => (row, reader),
-                Ok(_) => continue,
+            match found {
+                Ok(Some((Some(row), reader))) => return read(&reader, row).map(Ok),
+                Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%app, %error, "its ledger cannot be read");
-                    continue;
+                    unread.push(app);
                 }
-            };
-            return read(&reader, row).map(Some);
+            }
         }
-        Ok::<_, ledger::LedgerError>(None)
+        Ok::<_, ledger::LedgerError>(Err(unread))
     })
     .await
     .map_err(|error| ProblemDocument::internal(&error))?;
-    found.map_err(|error| ProblemDocument::internal(&error))?.ok_or_else(unknown)
+    found.map_err(|error| ProblemDocument::internal(&error))?.map_err(|unread| {
+        if unread.is_empty() {
+            return unknown_run();
+        }
+        let names: Vec<&str> = unread.iter().map(AppId::as_str).collect();
+        let detail = format!("no ledger that can be read has this run; unreadable are those of {}", names.join(", "));
+        ProblemDocument::new(StatusCode::SERVICE_UNAVAILABLE, "ledger", detail).with("apps", names)
+    })
 }
 
 async fn run_detail(State(api): State<Api>, Path(run): Path<String>) -> Reply<Json<Value>> {
-    let detail: (RunRow, Vec<NodeRow>, Vec<LogRow>) = with_run(&api, &run, |reader, row| {
+    let detail: (RunRow, Vec<NodeRow>, Vec<LogRow>) = with_run(&api, run_id_of(&run)?, |reader, row| {
         let (nodes, logs) = (reader.nodes(&row.run_id)?, reader.logs(&row.run_id, None, usize::MAX)?);
         Ok((row, nodes, logs))
     })
@@ -334,18 +366,23 @@ async fn run_detail(State(api): State<Api>, Path(run): Path<String>) -> Reply<Js
 async fn run_events(State(api): State<Api>, Path(run): Path<String>) -> Reply<Response> {
     // Listen first, then read: what happens in between is seen twice and told once.
     let live = api.daemon.services().bus.runs();
-    let past = with_run(&api, &run, events::Past::read).await?;
+    let past = with_run(&api, run_id_of(&run)?, events::Past::read).await?;
     Ok(events::stream(past, live).into_response())
 }
 
 async fn cancel(State(api): State<Api>, Path(run): Path<String>) -> Reply<Response> {
-    let row = with_run(&api, &run, |_, row| Ok(row)).await?;
-    match api.daemon.cancel(row.run_id.clone()).await {
+    let run = run_id_of(&run)?;
+    // The daemon knows what it runs, whatever state the ledgers are in; they say what became of the rest.
+    match api.daemon.cancel(run.clone()).await {
         Answer::Cancelling => {
-            Ok((StatusCode::ACCEPTED, Json(json!({ "runId": row.run_id, "status": "cancelling" }))).into_response())
+            Ok((StatusCode::ACCEPTED, Json(json!({ "runId": run, "status": "cancelling" }))).into_response())
         }
-        Answer::NotOpen => Err(ProblemDocument::new(StatusCode::CONFLICT, "not_open", "the run has ended")
-            .with("status", row.status.as_str())),
+        Answer::NotOpen => {
+            let row = with_run(&api, run, |_, row| Ok(row)).await?;
+            let detail =
+                if row.status.is_open() { "this daemon does not run it (any more)" } else { "the run has ended" };
+            Err(ProblemDocument::new(StatusCode::CONFLICT, "not_open", detail).with("status", row.status.as_str()))
+        }
         _ => Err(stopping()),
     }
 }
@@ -356,7 +393,7 @@ async fn replay(
     wait: Result<Query<Wait>, QueryRejection>,
 ) -> Reply<Response> {
     let wait = wait_of(wait)?;
-    let (row, input) = with_run(&api, &run, |reader, row| {
+    let (row, input) = with_run(&api, run_id_of(&run)?, |reader, row| {
         let input = reader.input(&row.run_id)?;
         Ok((row, input))
     })
@@ -371,29 +408,7 @@ async fn replay(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
-
-    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        let pairs: HashMap<String, String> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        (&pairs).try_into().unwrap()
-    }
-
-    #[test]
-    fn what_another_site_sends_is_told_apart() {
-        for (pairs, cross) in [
-            (vec![("host", "127.0.0.1:1")], false),
-            (vec![("host", "127.0.0.1:1"), ("origin", "http://127.0.0.1:1")], false),
-            (vec![("host", "127.0.0.1:1"), ("origin", "http://evil.example")], true),
-            (vec![("host", "127.0.0.1:1"), ("origin", "null")], true),
-            (vec![("host", "127.0.0.1:1"), ("sec-fetch-site", "cross-site")], true),
-            (vec![("host", "127.0.0.1:1"), ("sec-fetch-site", "same-site")], true),
-            (vec![("host", "127.0.0.1:1"), ("sec-fetch-site", "none")], false),
-        ] {
-            assert_eq!(cross_site(&headers(&pairs)), cross, "{pairs:?}");
-        }
-    }
 
     #[test]
     fn a_body_is_an_input_or_nothing() {
@@ -403,6 +418,23 @@ mod tests {
         assert_eq!(input_of(br#"{"input": null}"#).unwrap().as_deref(), Some("null"));
         for bad in ["[", r#"{"inputs": 1}"#, "3"] {
             assert!(input_of(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_input_is_taken_up_to_its_limits() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let depth = crate::core::json_depth::MAX_JSON_DEPTH;
+        for (input, refused) in [
+            (format!("\"{}\"", "x".repeat(998)), None),
+            (format!("\"{}\"", "x".repeat(999)), Some((413, "too_large"))),
+            (nested(depth), None),
+            (nested(depth + 1), Some((400, "too_deep"))),
+            (nested(300), Some((400, "too_deep"))),
+        ] {
+            let taken = input_of(format!("{{\"input\":{input}}}").as_bytes());
+            let taken = taken.and_then(|input| check_input(input.as_deref(), 1000));
+            assert_eq!(taken.err().map(|document| document.status_and_code()), refused, "{}", input.len());
         }
     }
 }

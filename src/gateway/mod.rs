@@ -2,5 +2,6 @@
 
 pub mod admin;
 
+mod access;
 mod events;
 mod problem;

@@ -25,6 +25,11 @@ impl ProblemDocument {
         self
     }
 
+    #[cfg(test)]
+    pub fn status_and_code(&self) -> (u16, &'static str) {
+        (self.status.as_u16(), self.code)
+    }
+
     pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
     }

@@ -17,6 +17,7 @@ use super::LedgerConfig;
 use super::checkpoint::Checkpointer;
 use super::error::LedgerError;
 use super::faults::Faults;
+use super::health::Health;
 use super::ops::Job;
 use super::writer;
 
@@ -37,6 +38,7 @@ pub(super) struct Fleet {
     pub config: LedgerConfig,
     pub checkpointer: Checkpointer,
     pub faults: Faults,
+    pub health: Health,
     pub counters: Counters,
     slots: Mutex<Slots>,
     /// A writer has ended.
@@ -97,6 +99,7 @@ impl Fleet {
             config,
             checkpointer: Checkpointer::default(),
             faults: Faults::default(),
+            health: Health::default(),
             counters: Counters::default(),
             slots: Mutex::default(),
             ended: Notify::new(),

@@ -24,6 +24,7 @@ mod error;
 #[doc(hidden)]
 pub mod faults;
 mod fleet;
+mod health;
 mod ops;
 mod quarantine;
 mod read;
@@ -49,6 +50,7 @@ use crate::core::manifest::HistoryKeep;
 use crate::fire::{AppId, AutomationId, EpochMs, LogLine, RunId};
 
 pub use error::{Fault, LedgerError, StateScope};
+pub use health::{check_writable, problem, without_host_paths};
 pub use ops::{Opened, Watermark};
 pub use read::{Counts, Reader, RunQuery};
 pub use recovery::Recovered;
@@ -305,6 +307,11 @@ impl Ledgers {
     /// Where a corrupt ledger of this app was last moved, since the start.
     pub fn quarantined(&self, app: &AppId) -> Option<PathBuf> {
         self.fleet.quarantined(app)
+    }
+
+    /// What kept this app's ledger from being written when that was last tried. `None` after a write that succeeded.
+    pub fn obstacle(&self, app: &AppId) -> Option<LedgerError> {
+        self.fleet.health.obstacle(app)
     }
 
     pub fn stats(&self) -> Stats {

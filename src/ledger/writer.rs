@@ -124,6 +124,7 @@ impl Writer<'_> {
             }
             Err(error) => (group.iter().map(|_| Err(error.clone())).collect(), Some(error)),
         };
+        self.fleet.health.note(self.app, &group, &results);
         for (job, mut result) in group.into_iter().zip(results) {
             match (&job.op, &mut result, &mut self.store) {
                 (Op::Sweep { automation, .. }, Ok(_), Some(store)) => {

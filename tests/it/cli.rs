@@ -161,3 +161,198 @@ fn the_daemon_follows_the_disk_while_it_serves() {
     assert_eq!(code(&output), Some(0), "{output:?}");
     assert_eq!(root.sql("late", "select summary from runs"), ["hello"]);
 }
+
+/// Every line of stderr, which with `--json` is JSON too.
+fn said(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {output:?}"))).collect()
+}
+
+#[test]
+fn wrong_usage_is_told_in_our_words_and_as_json() {
+    let root = Root::new();
+    root.automation("a/x", "", "export default () => {};");
+    for (args, code_told, told) in [
+        (&["next", "--expr", "-1 * * * *"][..], "invalid_cron", "both sides of `-`"),
+        (&["next", "--expr", "* * * * *", "--from", "-1"], "usage", "--from \"-1\" is no instant"),
+        (&["next", "--expr", "* * * * *", "--tz", "-1"], "invalid_cron", "-1"),
+        (&["next", "--expr", "* * * * *", "-n", "-1"], "usage", "--count"),
+        (&["runs", "--since", "-7d"], "usage", "--since \"-7d\""),
+        (&["new", "a/y", "--cron", "-1 * * * *"], "invalid_cron", "both sides of `-`"),
+        (&["run", "a/x", "--input", "-x"], "usage", "--input is no JSON"),
+        (&["run"], "usage", "<HANDLE>"),
+        (&["list", "--nope"], "usage", "--nope"),
+    ] {
+        let output = root.cli(args);
+        assert_eq!(code(&output), Some(2), "{args:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{args:?}: {output:?}");
+        let output = root.cli(&[&["--json"], args].concat());
+        assert_eq!((code(&output), output.stdout.is_empty()), (Some(2), true), "{args:?}: {output:?}");
+        let [error] = said(&output).try_into().expect("one error");
+        assert_eq!(error["error"]["code"], code_told, "{error}");
+        assert!(error["error"]["message"].as_str().is_some_and(|text| text.contains(told)), "{error}");
+    }
+    assert_eq!(code(&root.cli(&["run", "a/x", "--input", "-1"])), Some(0), "a number is JSON");
+    let version = root.cli(&["--json", "--version"]);
+    assert_eq!((code(&version), json(&version)["version"].as_str()), (Some(0), Some(env!("CARGO_PKG_VERSION"))));
+    let help = root.cli(&["run", "--help", "--json"]);
+    assert!(code(&help) == Some(0) && json(&help)["help"].as_str().is_some_and(|text| text.contains("--input")));
+}
+
+#[test]
+fn an_input_over_its_limits_is_wrong_usage() {
+    let root = Root::new();
+    root.write("dirigent.toml", "[limits]\nvalue_bytes = 1024\n");
+    root.write("long.json", &format!("\"{}\"", "x".repeat(2000)));
+    root.automation("a/x", "", "export default ({ input }) => ({ summary: typeof input });");
+    let from_file = format!("@{}", root.join("long.json").display());
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let mut served = None;
+    for daemon in [false, true] {
+        if daemon {
+            served = Some(root.serve());
+        }
+        for (input, refused) in [
+            (format!("\"{}\"", "x".repeat(1022)), None),
+            (format!("\"{}\"", "x".repeat(1023)), Some("too_large")),
+            (from_file.clone(), Some("too_large")),
+            (nested(100), None),
+            (nested(101), Some("too_deep")),
+        ] {
+            let output = root.cli(&["--json", "run", "a/x", "--input", &input]);
+            assert_eq!(code(&output), Some(if refused.is_some() { 2 } else { 0 }), "{daemon}: {output:?}");
+            let errors = said(&output);
+            assert_eq!(errors.first().and_then(|told| told["error"]["code"].as_str()), refused, "{daemon}: {errors:?}");
+        }
+    }
+    drop(served);
+    assert_eq!(root.sql("a", "select status, count(*) from runs group by 1"), ["ok|4"]);
+}
+
+#[test]
+fn what_a_run_says_beside_its_result_is_json_too() {
+    let root = Root::new();
+    root.automation(
+        "a/x",
+        r#""retry": {"max": 1, "backoffMs": 3600000}"#,
+        "export default () => { throw new Error('no'); };",
+    );
+    let output = root.cli(&["--json", "run", "a/x"]);
+    assert_eq!((code(&output), &lines(&output).pop().unwrap()["errorCode"]), (Some(1), &Value::from("handler_threw")));
+    let [note] = said(&output).try_into().expect("one note");
+    assert!(note["note"]["message"].as_str().is_some_and(|text| text.contains("retry")), "{note}");
+}
+
+#[test]
+fn a_word_that_names_no_automation_leads_to_one() {
+    let root = Root::new();
+    for id in ["digest", "sync"] {
+        root.automation(&format!("auto.mail/{id}"), "", "export default () => {};");
+    }
+    for command in ["run", "enable", "disable"] {
+        for (word, hint) in [
+            ("digset", "did you mean auto.mail/digest?"),
+            ("auto.mail/digset", "did you mean auto.mail/digest?"),
+            ("auto.mail", "it has auto.mail/digest, auto.mail/sync"),
+            ("automail", "a handle is <app>/<automation>; auto.mail has auto.mail/digest, auto.mail/sync"),
+        ] {
+            let output = root.cli(&["--json", command, word]);
+            let [error] = said(&output).try_into().expect("one error");
+            assert_eq!((code(&output), &error["error"]["code"]), (Some(1), &Value::from("unknown_automation")));
+            assert_eq!(error["error"]["hint"], hint, "{command} {word}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_run_does_not_look_well() {
+    let root = Root::new();
+    for (app, handler) in [("fine", true), ("bare", false), ("folder", true)] {
+        root.manifest(&format!("{app}/x"), r#""triggers": [{"kind": "cron", "expr": "0 9 * * *"}]"#);
+        if handler {
+            root.write(&format!("{app}/automations/x/handler.js"), "export default () => {};");
+        }
+    }
+    std::fs::create_dir(root.join("folder/runtime.sqlite")).expect("a folder");
+    let mut served = None;
+    for daemon in [false, true] {
+        if daemon {
+            served = Some(root.serve());
+        }
+        let list = json(&root.cli(&["--json", "list"]));
+        let view = |app: &str| {
+            let views = list["automations"].as_array().expect("views");
+            views.iter().find(|view| view["appId"] == app).expect("listed").clone()
+        };
+        assert_eq!(view("fine")["state"], "enabled", "daemon: {daemon}");
+        let bare = view("bare");
+        assert_eq!((&bare["state"], &bare["enabled"], &bare["valid"]), (&"invalid".into(), &true.into(), &true.into()));
+        assert_eq!(bare["problems"][0]["code"], "missing_handler");
+        assert!(bare["triggers"][0]["next"].is_string(), "it still fires, and records why it failed: {bare}");
+        let problems = list["problems"].as_array().expect("problems");
+        let ledgers: Vec<&Value> = problems.iter().filter(|problem| problem["code"] == "ledger").collect();
+        assert_eq!(ledgers.len(), 1, "daemon: {daemon}: {list}");
+        assert_eq!(ledgers[0]["path"], "folder/runtime.sqlite");
+        assert!(ledgers[0]["hint"].is_string());
+        let shown = root.cli(&["list"]);
+        let shown = String::from_utf8_lossy(&shown.stdout);
+        assert!(shown.contains("folder/runtime.sqlite: error[ledger]: nothing of this app can be recorded"), "{shown}");
+    }
+    drop(served);
+    // What fires says so in its row.
+    assert_eq!(code(&root.cli(&["run", "bare/x"])), Some(1));
+    assert_eq!(root.sql("bare", "select status, error_code from runs"), ["error|handler_load"]);
+}
+
+/// Rights bind everybody but the superuser, so a test that runs as that one asks as nobody.
+#[cfg(unix)]
+#[test]
+fn a_ledger_without_the_right_to_write_it_is_a_problem_and_looking_changes_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let root = Root::new();
+    for app in ["file", "folder", "fine"] {
+        root.automation(&format!("{app}/x"), "", "export default () => {};");
+        if app != "folder" {
+            assert_eq!(code(&root.cli(&["run", &format!("{app}/x")])), Some(0));
+        }
+    }
+    let chmod = |path: &str, mode| {
+        std::fs::set_permissions(root.join(path), std::fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    // SAFETY: a plain system call without arguments.
+    let superuser = unsafe { libc::geteuid() } == 0;
+    let files = |app: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(root.join(app)).expect("a folder");
+        let mut names: Vec<String> =
+            entries.map(|entry| format!("{app}/{}", entry.unwrap().file_name().display())).collect();
+        names.sort();
+        names
+    };
+    for app in ["file", "folder", "fine"] {
+        chmod(app, if app == "folder" { 0o555 } else { 0o777 });
+        for path in files(app).iter().filter(|path| path.contains(".sqlite")) {
+            chmod(path, if app == "file" { 0o444 } else { 0o666 });
+        }
+    }
+    chmod(".", 0o755);
+    let before = files("folder");
+    let mut command = root.command(&["--json", "list"]);
+    if superuser {
+        command.uid(NOBODY);
+    }
+    // Where nobody may start the program, there is nobody to ask.
+    let Ok(output) = command.output() else { return };
+    let list = json(&output);
+    let problems = list["problems"].as_array().expect("problems");
+    let told: Vec<&str> = problems.iter().map(|problem| problem["path"].as_str().unwrap_or_default()).collect();
+    assert_eq!(told, ["file/runtime.sqlite", "folder/runtime.sqlite"], "{list}");
+    for problem in problems {
+        let (message, hint) = (problem["message"].as_str(), problem["hint"].as_str());
+        assert!(message.is_some_and(|text| text.contains("it cannot be written")), "{problem}");
+        assert!(hint.is_some_and(|text| text.contains("chmod u+w")), "{problem}");
+    }
+    assert_eq!(files("folder"), before, "nothing is made");
+    chmod("folder", 0o755);
+}

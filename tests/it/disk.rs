@@ -59,6 +59,33 @@ async fn a_folder_dropped_in_can_be_run_and_follows_every_edit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failure_handler_is_missed_until_its_folder_is_there() {
+    let root = Root::new();
+    root.automation("a/x", r#""onFailure": "ops/page""#, OK);
+    root.automation("a/own", r#""onFailure": "own""#, "export default () => { throw new Error('no'); };");
+    let daemon = root.daemon().await;
+    let warned = |text: &'static str, count: usize| {
+        move |state: &mut State| {
+            let automation = state.registry.get(&handle(text)).expect("known");
+            let problems = state.registry.problems_of(automation);
+            let all = problems.iter().all(|p| p.code == "invalid_on_failure" && !p.is_error() && p.line == Some(5));
+            automation.valid && all && problems.len() == count
+        }
+    };
+    until(&daemon, "the warning", warned("a/x", 1)).await;
+    root.automation("ops/page", "", OK);
+    until(&daemon, "its end", warned("a/x", 0)).await;
+    fs::remove_dir_all(root.join("ops")).unwrap();
+    until(&daemon, "its return", warned("a/x", 1)).await;
+
+    until(&daemon, "the warning", warned("a/own", 1)).await;
+    let (_, end) = run(&daemon, "a/own", None).await;
+    assert_eq!(end.error_code, Some(dirigent::fire::ErrorCode::HandlerThrew), "it runs as any other");
+    daemon.stop(std::time::Duration::ZERO).await;
+    assert_eq!(root.sql("a", "select automation_id, trigger_origin from runs"), ["own|manual"], "it handles nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_registry_is_the_same_without_any_ledger() {
     let root = Root::new();
     root.automation("a/x", CRON, OK);

@@ -20,11 +20,13 @@ pub struct Parsed {
     pub enabled_hint: bool,
     /// In the order of the text, each with line and column.
     pub problems: Vec<Problem>,
+    /// Line and column of what `onFailure` says, for whoever knows which automations there are.
+    pub on_failure_at: Option<(u32, u32)>,
 }
 
 /// Reads the manifest of an automation that lives in `app`.
 pub fn parse(bytes: &[u8], app: &AppId) -> Parsed {
-    let refused = |problem| Parsed { manifest: None, enabled_hint: true, problems: vec![problem] };
+    let refused = |problem| Parsed { manifest: None, enabled_hint: true, problems: vec![problem], on_failure_at: None };
     let text = match readable_text(bytes) {
         Ok(text) => text,
         Err(problem) => return refused(*problem),
@@ -39,6 +41,7 @@ pub fn parse(bytes: &[u8], app: &AppId) -> Parsed {
         manifest,
         enabled_hint: root.get("enabled").is_none_or(Node::is_true),
         problems: report.into_problems(text),
+        on_failure_at: root.get("onFailure").map(|node| line_column(text, node.span.start)),
     }
 }
 

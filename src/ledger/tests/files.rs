@@ -274,3 +274,33 @@ async fn an_idle_ledger_closes_by_itself() {
     assert_eq!(siblings(&root, &app), [FILE], "closed, and nothing left beside it");
     assert_eq!(root.reader(&app).runs(&RunQuery::default()).unwrap().len(), 20);
 }
+
+#[tokio::test]
+async fn what_stands_in_the_way_is_kept_until_a_write_succeeds() {
+    let root = root();
+    let app = root.app("shop");
+    let open = || root.ledgers.open_run(&app, manual(&app, T0), Durability::Process);
+    assert_eq!(root.ledgers.obstacle(&app), None);
+    root.ledgers.faults().strike(&app, faults::Point::Commit, faults::SQLITE_FULL, 1);
+    let error = open().await.unwrap_err();
+    assert_eq!(root.ledgers.obstacle(&app), Some(error), "known when the caller is refused");
+    root.ledgers.recover(&app).await.unwrap();
+    assert!(root.ledgers.obstacle(&app).is_some(), "a full disk can be read");
+    open().await.unwrap();
+    assert_eq!(root.ledgers.obstacle(&app), None);
+
+    let other = root.app("other");
+    std::fs::create_dir(root.path(&other)).unwrap();
+    assert!(root.ledgers.recover(&other).await.is_err());
+    assert!(matches!(root.ledgers.obstacle(&other), Some(LedgerError::NotAFile { .. })));
+    assert_eq!(root.ledgers.obstacle(&app), None, "each app for itself");
+    std::fs::remove_dir(root.path(&other)).unwrap();
+    root.ledgers.set_watermarks(&other, vec![]).await.unwrap();
+    assert_eq!(root.ledgers.obstacle(&other), None);
+    // A row that is refused says nothing against the file.
+    let again = root.opened(&app, manual(&app, T0 + 1)).await;
+    let end = || end(&again, T0 + 2, RunStatus::Ok, HistoryKeep::All);
+    root.ledgers.close_run(&app, end()).await.unwrap();
+    assert!(root.ledgers.close_run(&app, end()).await.is_err());
+    assert_eq!(root.ledgers.obstacle(&app), None);
+}
