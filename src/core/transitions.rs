@@ -128,15 +128,14 @@ impl State {
             for token in run.opened.into_iter().chain(run.ended) {
                 effects.push(Effect::Answer { token, answer: answer.clone() });
             }
-            if run.row.origin == TriggerOrigin::Cron {
-                let handle = run.handle.clone();
-                effects.push(Effect::Notice(format!(
-                    "{handle}: a cron fire was not recorded, so it is not run: {message}"
-                )));
-                // It is made up for when the ledger can be written again.
-                if passing && self.scheduling && self.cold.insert(handle.app.clone()) {
-                    self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Recover(handle.app))));
-                }
+            let (handle, origin) = (run.handle.clone(), run.row.origin);
+            if run.opened.is_none() {
+                let text = format!("{handle}: a fire ({origin}) was not recorded, so it is not run: {message}");
+                effects.push(Effect::Notice(text));
+            }
+            // It is made up for when the ledger can be written again.
+            if passing && origin == TriggerOrigin::Cron && self.scheduling && self.cold.insert(handle.app.clone()) {
+                self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Recover(handle.app))));
             }
             self.forget(id);
             return;

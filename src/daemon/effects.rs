@@ -227,10 +227,7 @@ impl Opening {
                 Ok(Recorded::Inserted)
             }
             Ok(Opened::Duplicate) => Ok(Recorded::Duplicate),
-            Err(error) => {
-                tracing::error!(handle = %self.handle, %error, "a fire could not be recorded, so it is not run");
-                Err(refusal(&error))
-            }
+            Err(error) => Err(refusal(&error)),
         };
         services.door.send(Event::RunOpened { run: self.run, result });
     }

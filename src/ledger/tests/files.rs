@@ -295,7 +295,7 @@ async fn what_stands_in_the_way_is_kept_until_a_write_succeeds() {
     assert!(matches!(root.ledgers.obstacle(&other), Some(LedgerError::NotAFile { .. })));
     assert_eq!(root.ledgers.obstacle(&app), None, "each app for itself");
     std::fs::remove_dir(root.path(&other)).unwrap();
-    root.ledgers.set_watermarks(&other, vec![]).await.unwrap();
+    root.ledgers.raise_watermarks(&other, vec![]).await.unwrap();
     assert_eq!(root.ledgers.obstacle(&other), None);
     // A row that is refused says nothing against the file.
     let again = root.opened(&app, manual(&app, T0 + 1)).await;
