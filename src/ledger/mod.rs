@@ -35,7 +35,7 @@ mod slice;
 mod state;
 mod stored;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub use error::{Fault, LedgerError, StateScope};
 pub use ops::{Opened, Watermark};
 pub use read::{Counts, Reader, RunQuery};
 pub use recovery::Recovered;
-pub use rows::{JsonText, LogRow, NewNode, NewRun, NodeClose, NodeRow, RunClose, RunRow};
+pub use rows::{JsonText, LogRow, NewNode, NewRun, NodeClose, NodeOutline, NodeRow, RunClose, RunRow};
 pub use stored::{FULL_VALUE_BYTES, is_truncated};
 
 use fleet::Fleet;
