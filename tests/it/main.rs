@@ -9,4 +9,5 @@ mod examples;
 mod harness;
 mod hostile;
 mod isolate;
+mod recording;
 mod runs;
