@@ -116,18 +116,19 @@
     del: (key) => keyed('ctx.state.del(key)', key) ?? call('stateDelete', key),
   });
 
-  const filtered = (kind) => (filter) => {
-    if (filter === undefined || filter === null) return call(kind, undefined);
+  const filtered = (kind, most) => (filter) => {
+    if (filter === undefined || filter === null) return call(kind, most && text(most));
     if (typeof filter !== 'object' || p.ArrayIsArray(filter)) return refuse('ctx.runs: the filter must be an object');
     try {
-      return call(kind, text(filter));
+      return call(kind, text({ __proto__: null, ...filter, ...most }));
     } catch (error) {
       return p.PromiseReject(error);
     }
   };
   const runs = rt.closed('ctx.runs', {
     __proto__: null,
-    last: filtered('runsLast'),
+    // Rows that nobody will see are not read.
+    last: filtered('runsLast', { __proto__: null, limit: 1 }),
     list: filtered('runsList'),
   });
 

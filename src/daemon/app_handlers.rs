@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::daemon::services::Services;
 use crate::fire::{CallError, CtxCall, CtxCallBody, LogLine};
 use crate::isolate::{Job, JobControl, JobEvent, JobKind, Outcome, RunningJob};
@@ -55,13 +56,12 @@ async fn drive(
     // Dropping the job, as a timeout does, kills its host.
     let RunningJob { mut events, control } =
         services.pool.run(job).await.map_err(|error| failed(call, error.to_string()))?;
+    let marker = services.limits.for_hosts().log_marker();
     while let Some(event) = events.recv().await {
         match event {
             JobEvent::Batch { logs, calls, .. } => {
-                let named =
-                    |line: LogLine| LogLine { message: format!("[{}] {}", call.script_name, line.message), ..line };
                 if !logs.is_empty() {
-                    log(logs.into_iter().map(named).collect());
+                    log(logs.into_iter().map(|line| named(call, line, &marker)).collect());
                 }
                 for asked in calls {
                     serve(call, db, asked, &control).await;
@@ -71,6 +71,9 @@ async fn drive(
             JobEvent::Abandoned { .. } => {}
             JobEvent::Ended(end) => {
                 return match end.outcome {
+                    Outcome::Returned { value_json: Some(json) } if is_too_deep(&json) => {
+                        Err(failed(call, too_deep("what it returned")))
+                    }
                     Outcome::Returned { value_json } => Ok(value_json),
                     Outcome::Failed { message, .. } => Err(failed(call, message)),
                     Outcome::Settled { .. } | Outcome::Aborted => Err(failed(call, "was stopped".to_owned())),
@@ -79,6 +82,14 @@ async fn drive(
         }
     }
     Err(failed(call, "its host process went away".to_owned()))
+}
+
+/// A line that says whose it is, in the log of the run that called. What stands for dropped lines speaks of the run.
+fn named(call: &HandlerCall, line: LogLine, marker: &str) -> LogLine {
+    if line.message == marker {
+        return line;
+    }
+    LogLine { message: format!("[{}] {}", call.script_name, line.message), ..line }
 }
 
 async fn serve(call: &HandlerCall, db: &mut Option<DataDb>, asked: CtxCall, control: &JobControl) {

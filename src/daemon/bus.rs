@@ -1,7 +1,9 @@
 //! What happens to runs, told live to whoever listens: the command line's streams and the server-sent events.
 //!
-//! A listener that is too slow loses events and is told so; it can read what it lost from the ledger, where every event
-//! stands before it is told here.
+//! Every event stands in the ledger before it is told here, and the events of one run are told in the order in which
+//! they were recorded, its end last. One thing is told by no event of its own: the nodes that are open at the run's
+//! end are closed with it. A listener that is too slow loses events and is told so; it can read what it lost from the
+//! ledger.
 
 use std::sync::Arc;
 

@@ -1,60 +1,51 @@
 //! The calls that a handler makes through `ctx`: recorded, routed, answered.
 //!
-//! All calls of one tick come as one batch. The rows of a batch are written in one transaction before any of its calls
-//! leaves the process; then the calls run side by side; and those that end together are closed together. The handler is
-//! answered when the closing stands in the ledger's queue, and not only when it is committed: so the end of one call and
-//! the beginning of the next share a commit. A crash in between leaves an open row of an interrupted run, and that is
-//! what the next start makes of it. State and history reads are no nodes and leave no row.
+//! All calls of one tick come as one batch. The rows of a batch are queued when it comes, and written in one
+//! transaction before any of its calls leaves the process; then the calls run side by side; and those that end together
+//! are closed together. The handler is answered when the closing stands in the ledger's queue, and not only when it is
+//! committed: so the end of one call and the beginning of the next share a commit. A crash in between leaves an open
+//! row of an interrupted run, and that is what the next start makes of it. State and history reads are no nodes and
+//! leave no row.
 
 use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::manifest::Manifest;
+use crate::core::near_name::nearest;
 use crate::core::run::{RunEnd, RunSpec};
 use crate::core::{Answer, Event, FireRequest};
 use crate::daemon::app_handlers;
-use crate::daemon::bus::RunHappening;
 use crate::daemon::history;
-use crate::daemon::services::Services;
+use crate::daemon::record::{Opened, Record, TooManyNodes};
+use crate::daemon::services::{Door, Services};
 use crate::fire::{
-    CallError, CtxCall, CtxCallBody, CtxReply, ErrorCode, Handle, LogLine, NodeKind, RunId, RunStatus, TriggerInfo,
+    AppId, AutomationId, CallError, CtxCall, CtxCallBody, CtxReply, ErrorCode, Handle, RunId, RunStatus, TriggerInfo,
     TriggerOrigin,
 };
 use crate::isolate::JobControl;
-use crate::ledger::{NewNode, NodeClose};
+use crate::ledger::NodeClose;
 use crate::models::AgentArgs;
 use crate::tools::app::HandlerKind;
 use crate::tools::{self, Access, Builtin, Route};
-
-/// The run made more nodes than it may.
-#[derive(Debug)]
-pub struct TooManyNodes;
 
 /// Serves the calls of one run.
 pub struct Calls {
     caller: Arc<Caller>,
     control: JobControl,
-    next_ordinal: u32,
     batches: JoinSet<()>,
-    logs: mpsc::UnboundedReceiver<Vec<LogLine>>,
-    /// Ends when the last closing is written.
-    closings_done: mpsc::Receiver<()>,
 }
 
 /// Who calls: what every call of the run needs.
 struct Caller {
     services: Arc<Services>,
+    record: Arc<Record>,
     run_id: RunId,
     handle: Handle,
     manifest: Arc<Manifest>,
-    /// Where the log lines of queries and actions go: into the run's own log.
-    logs: mpsc::UnboundedSender<Vec<LogLine>>,
-    /// Held by each closing that is not written yet.
-    closings: mpsc::Sender<()>,
 }
 
 /// What became of one call.
@@ -67,130 +58,46 @@ struct Done {
 }
 
 impl Calls {
-    pub fn new(services: Arc<Services>, spec: &RunSpec, control: JobControl) -> Self {
-        let (tx, logs) = mpsc::unbounded_channel();
-        let (closings, closings_done) = mpsc::channel(1);
+    pub fn new(services: Arc<Services>, spec: &RunSpec, record: Arc<Record>, control: JobControl) -> Self {
         let caller = Caller {
             services,
+            record,
             run_id: spec.run_id.clone(),
             handle: spec.handle.clone(),
             manifest: Arc::clone(&spec.manifest),
-            logs: tx,
-            closings,
         };
-        Self { caller: Arc::new(caller), control, next_ordinal: 0, batches: JoinSet::new(), logs, closings_done }
+        Self { caller: Arc::new(caller), control, batches: JoinSet::new() }
     }
 
-    /// Takes a batch in and returns at once. `tick` is what the calls of one tick share, when it made more than one.
+    /// Takes a batch in and returns at once; its rows are on their way then. `tick` is what the calls of one tick
+    /// share, when it made more than one.
     ///
     /// # Errors
-    /// [`TooManyNodes`] when the batch would go over the limit; none of its calls is made.
+    /// [`TooManyNodes`] when the batch goes over the limit; none of its calls is made.
     pub fn serve(&mut self, calls: Vec<CtxCall>, tick: Option<u32>) -> Result<(), TooManyNodes> {
         while self.batches.try_join_next().is_some() {}
-        let nodes = calls.iter().filter(|c| node_of(&c.body).is_some()).count();
-        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
-        if self.next_ordinal.saturating_add(nodes) > self.caller.services.limits.nodes {
-            return Err(TooManyNodes);
-        }
-        let numbered: Vec<(Option<u32>, CtxCall)> = calls
-            .into_iter()
-            .map(|call| {
-                let ordinal = node_of(&call.body).map(|_| {
-                    self.next_ordinal += 1;
-                    self.next_ordinal - 1
-                });
-                (ordinal, call)
-            })
-            .collect();
+        let opened = self.caller.record.open_nodes(&calls, tick, self.caller.services.clock.now_ms())?;
         let (caller, control) = (Arc::clone(&self.caller), self.control.clone());
-        self.batches.spawn(async move { caller.batch(numbered, tick, control).await });
+        self.batches.spawn(async move { caller.batch(calls, opened, control).await });
         Ok(())
     }
 
-    /// Log lines that came from queries and actions. Never ends while the run does not.
-    pub async fn next_logs(&mut self) -> Vec<LogLine> {
-        // The sender lives in `self.caller`, so the channel stays open.
-        self.logs.recv().await.unwrap_or_default()
-    }
-
-    /// Drops what is still pending, and returns when nothing of it runs any more and what was closed is written. Gives the
-    /// log lines that are left.
-    pub async fn finish(self) -> Vec<LogLine> {
-        let Self { caller, mut batches, mut logs, mut closings_done, .. } = self;
-        batches.shutdown().await;
-        drop(caller);
-        // Nobody sends: this returns when the last sender is gone.
-        closings_done.recv().await;
-        let mut lines = Vec::new();
-        while let Ok(more) = logs.try_recv() {
-            lines.extend(more);
-        }
-        lines
-    }
-}
-
-/// Kind and name of the node that a call is; `None` for calls that leave no row.
-fn node_of(body: &CtxCallBody) -> Option<(NodeKind, &str)> {
-    match body {
-        CtxCallBody::Tool { name, .. } => Some((NodeKind::Tool, name)),
-        CtxCallBody::Agent { .. } => Some((NodeKind::Agent, "agent")),
-        CtxCallBody::Invoke { handle, .. } => Some((NodeKind::Invoke, handle)),
-        CtxCallBody::StateGet { .. }
-        | CtxCallBody::StateSet { .. }
-        | CtxCallBody::StateDelete { .. }
-        | CtxCallBody::RunsList { .. }
-        | CtxCallBody::Db { .. } => None,
-    }
-}
-
-fn args_of(body: &CtxCallBody) -> String {
-    match body {
-        CtxCallBody::Tool { args_json, .. } | CtxCallBody::Agent { args_json } => args_json.clone(),
-        CtxCallBody::Invoke { input_json, .. } => {
-            format!("{{\"input\":{}}}", input_json.as_deref().unwrap_or("null"))
-        }
-        _ => "{}".to_owned(),
+    /// Drops what is still pending, and returns when nothing of it runs any more.
+    pub async fn finish(mut self) {
+        self.batches.shutdown().await;
     }
 }
 
 impl Caller {
-    async fn batch(&self, calls: Vec<(Option<u32>, CtxCall)>, batch_id: Option<u32>, control: JobControl) {
-        let now = self.services.clock.now_ms();
-        let rows: Vec<NewNode> = calls
-            .iter()
-            .filter_map(|(ordinal, call)| {
-                let (kind, name) = node_of(&call.body)?;
-                Some(NewNode {
-                    ordinal: (*ordinal)?,
-                    batch_id,
-                    kind,
-                    name: name.to_owned(),
-                    args_json: args_of(&call.body),
-                    child_run_id: None,
-                    started_at: now,
-                })
-            })
-            .collect();
-        if !rows.is_empty() {
-            for row in &rows {
-                self.tell(RunHappening::NodeOpened {
-                    ordinal: row.ordinal,
-                    batch_id,
-                    kind: row.kind,
-                    name: row.name.clone(),
-                    at: now,
-                });
-            }
-            let opened = self.services.ledgers.open_nodes(&self.handle.app, &self.run_id, rows).await;
-            if let Err(error) = opened {
-                // Nothing leaves the process unrecorded.
-                let refusal = CallError::new("ledger", format!("the call could not be recorded: {error}"));
-                control.reply(calls.iter().map(|(_, call)| (call.id, Err(refusal.clone()))).collect());
-                return;
-            }
+    async fn batch(&self, calls: Vec<CtxCall>, opened: Opened, control: JobControl) {
+        if let Err(error) = opened.written.await {
+            // Nothing leaves the process unrecorded.
+            let refusal = CallError::new("ledger", format!("the call could not be recorded: {error}"));
+            control.reply(calls.iter().map(|call| (call.id, Err(refusal.clone()))).collect());
+            return;
         }
         let mut running: FuturesUnordered<_> =
-            calls.into_iter().map(|(ordinal, call)| self.one(ordinal, call)).collect();
+            opened.ordinals.into_iter().zip(calls).map(|(ordinal, call)| self.one(ordinal, call)).collect();
         while let Some(first) = running.next().await {
             let mut done = vec![first];
             // Those that have ended by now are closed in the same transaction.
@@ -217,33 +124,8 @@ impl Caller {
                 })
             })
             .collect();
-        if !rows.is_empty() {
-            self.write_closings(rows, now);
-        }
+        self.record.close_nodes(rows, now);
         control.reply(done.into_iter().map(|done| (done.id, done.reply)).collect());
-    }
-
-    /// Queues the closings now, and tells of them live when they are written.
-    fn write_closings(&self, rows: Vec<NodeClose>, at: i64) {
-        let told: Vec<RunHappening> = rows
-            .iter()
-            .map(|row| RunHappening::NodeClosed { ordinal: row.ordinal, ok: row.ok, error: row.error.clone(), at })
-            .collect();
-        let written = self.services.ledgers.close_nodes(&self.handle.app, &self.run_id, rows);
-        let (services, run_id, handle) = (Arc::clone(&self.services), self.run_id.clone(), self.handle.clone());
-        let pending = self.closings.clone();
-        tokio::spawn(async move {
-            match written.await {
-                Ok(()) => told.into_iter().for_each(|what| services.bus.tell(&run_id, &handle, what)),
-                // The run's own end closes what is left open.
-                Err(error) => tracing::warn!(%handle, run = %run_id, %error, "nodes could not be closed"),
-            }
-            drop(pending);
-        });
-    }
-
-    fn tell(&self, what: RunHappening) {
-        self.services.bus.tell(&self.run_id, &self.handle, what);
     }
 
     async fn one(&self, ordinal: Option<u32>, call: CtxCall) -> Done {
@@ -262,8 +144,11 @@ impl Caller {
                 ledgers.state_delete(app, automation, &key).await.map(|_| None).map_err(state_error)
             }
             CtxCallBody::RunsList { filter_json } => {
-                let path = self.services.folders.ledger(app);
-                history::prior_runs(path, self.handle.clone(), self.run_id.clone(), filter_json).await.map(Some)
+                let query = history::Query::parse(filter_json.as_deref(), &self.handle.automation, &self.run_id);
+                match query {
+                    Ok(query) => history::prior_runs(&self.services, &self.handle.app, query).await.map(Some),
+                    Err(error) => Err(error),
+                }
             }
             CtxCallBody::Db { .. } => {
                 Err(CallError::new("not_allowed", "an automation has no database handle; use ctx.tool"))
@@ -280,10 +165,16 @@ impl Caller {
 
     async fn tool(&self, name: &str, args_json: &str) -> CtxReply {
         let route = tools::route(name)?;
-        let args: Value = serde_json::from_str(args_json)
-            .map_err(|error| CallError::new("INVALID_INPUT", format!("the arguments are no JSON: {error}")))?;
+        let invalid = |told: String| CallError::new("INVALID_INPUT", told);
+        if is_too_deep(args_json) {
+            return Err(invalid(too_deep("the arguments")));
+        }
+        // What a host sends is JSON as JavaScript writes it, where a text need not be Unicode.
+        let args: Value = serde_json::from_str(args_json).map_err(|_| {
+            invalid("the arguments are no valid JSON: a text in them holds half of a surrogate pair".to_owned())
+        })?;
         if !args.is_object() {
-            return Err(CallError::new("INVALID_INPUT", "tool arguments must be a JSON object"));
+            return Err(invalid("tool arguments must be a JSON object".to_owned()));
         }
         let access = Access { own_app: &self.handle.app, apps: &self.manifest.apps, requires: &self.manifest.requires };
         tools::check_access(&route, &args, &access)?;
@@ -305,11 +196,7 @@ impl Caller {
 
     async fn app_handler(&self, kind: HandlerKind, args: &Value) -> CtxReply {
         let call = self.services.tools.plan(kind, args, Some(&self.handle.app)).await?;
-        let log = |lines| {
-            // The run may have ended; then nobody reads them.
-            let _ = self.logs.send(lines);
-        };
-        app_handlers::run(&self.services, call, log).await.map(Some)
+        app_handlers::run(&self.services, call, |lines| self.record.append_log(lines)).await.map(Some)
     }
 
     async fn agent(&self, args_json: &str, usage_json: &mut Option<String>) -> CtxReply {
@@ -324,9 +211,11 @@ impl Caller {
     async fn invoke(&self, handle: &str, input_json: Option<String>, child: &mut Option<RunId>) -> CtxReply {
         let handle = Handle::parse(handle, Some(&self.handle.app))
             .map_err(|error| CallError::new("INVALID_INPUT", error.to_string()))?;
+        if input_json.as_deref().is_some_and(is_too_deep) {
+            return Err(CallError::new("INVALID_INPUT", too_deep("`input`")));
+        }
         let door = &self.services.door;
-        let (opened, opened_rx) = door.expect_answer();
-        let (ended, ended_rx) = door.expect_answer();
+        let (opened, ended) = (door.expect_answer(), door.expect_answer());
         door.send(Event::FireRequested(FireRequest {
             handle: handle.clone(),
             origin: TriggerOrigin::Invoke,
@@ -334,31 +223,61 @@ impl Caller {
             input_json,
             parent: Some(self.run_id.clone()),
             synced: false,
-            opened: Some(opened),
-            ended: Some(ended),
+            opened: Some(opened.token()),
+            ended: Some(ended.token()),
         }));
         let refused = |message: String| Err(CallError::new("invoke_failed", message));
-        match opened_rx.await {
-            Ok(Answer::Accepted { run, .. }) => *child = Some(run),
-            answer => {
-                door.forget(ended);
-                return refused(refusal(&handle, answer.ok()));
+        let run = match opened.await {
+            Ok(Answer::Accepted { run, .. }) => run,
+            Ok(Answer::Unknown) => {
+                let mut message = refusal(&handle, Some(Answer::Unknown));
+                if let Some(near) = near_handle(door, handle.clone()).await {
+                    message.push_str(&format!("; did you mean \"{near}\"?"));
+                }
+                return refused(message);
             }
-        }
-        let child = child.clone().map(|id| id.to_string()).unwrap_or_default();
-        match ended_rx.await {
+            answer => return refused(refusal(&handle, answer.ok())),
+        };
+        *child = Some(run.clone());
+        match ended.await {
             Ok(Answer::Ended(RunEnd { status: RunStatus::Ok, output_json, .. })) => {
                 let output = output_json.map_or(String::new(), |json| format!("\"output\":{json},"));
-                Ok(Some(format!("{{{output}\"childRunId\":\"{child}\"}}")))
+                Ok(Some(format!("{{{output}\"childRunId\":\"{run}\"}}")))
             }
             Ok(Answer::Ended(end)) => {
                 let why = end.error.unwrap_or_else(|| end.status.to_string());
                 let code = end.error_code.map_or(end.status.as_str(), ErrorCode::as_str);
-                Err(CallError::new(code, format!("{handle} (run {child}) ended in {}: {why}", end.status)))
+                Err(CallError::new(code, format!("{handle} (run {run}) ended in {}: {why}", end.status)))
             }
             answer => refused(refusal(&handle, answer.ok())),
         }
     }
+}
+
+/// The automation that a handle which names none most likely meant: a near id in the same app, or else this id in
+/// another app, the one nearest in name. So a look costs no more than one app's ids, however many apps there are.
+async fn near_handle(door: &Door, meant: Handle) -> Option<Handle> {
+    let wanted = meant.clone();
+    let (ids, apps) = door
+        .look(move |state| {
+            let here = state.registry.app(&wanted.app).map(|app| app.automations.keys().cloned().collect());
+            let apps = state.registry.apps().filter(|(_, app)| app.automations.contains_key(&wanted.automation));
+            let ids: Vec<AutomationId> = here.unwrap_or_default();
+            (ids, apps.map(|(id, _)| id.clone()).collect::<Vec<AppId>>())
+        })
+        .await?;
+    let names: Vec<&str> = ids.iter().map(AutomationId::as_str).collect();
+    if let Some(near) = nearest(meant.automation.as_str(), &names) {
+        return AutomationId::new(near).ok().map(|id| Handle::new(meant.app, id));
+    }
+    let app = match apps.as_slice() {
+        [only] => only.clone(),
+        several => {
+            let names: Vec<&str> = several.iter().map(AppId::as_str).collect();
+            AppId::new(nearest(meant.app.as_str(), &names)?).ok()?
+        }
+    };
+    Some(Handle::new(app, meant.automation))
 }
 
 /// Why a fire was not accepted, in words.

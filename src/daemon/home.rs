@@ -2,11 +2,13 @@
 //! `daemon.json`, which tells clients where the running daemon listens.
 //!
 //! The lock is the operating system's: it goes with its process, so one left by a killed daemon is no obstacle. The pid
-//! stands in the file for people and messages; nothing is decided by it.
+//! stands in the file for people and messages. It decides one thing: how long to believe a lock. A daemon that is killed
+//! while it starts a host leaves its lock to that child until the child has become the host, some milliseconds later.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,10 @@ use crate::watch::write_atomic;
 
 /// The folder's name below the root.
 pub const DIR: &str = ".dirigent";
+/// How long a lock is asked for again when its holder's process is gone. A holder that only cannot be seen from here (a
+/// container on the same files) costs that much once.
+const DYING: Duration = Duration::from_millis(1000);
+const DYING_STEP: Duration = Duration::from_millis(5);
 /// A token is this many random bytes, written in hex.
 const TOKEN_BYTES: usize = 32;
 
@@ -63,14 +69,12 @@ pub fn lock(root: &Path) -> Result<Lock, HomeError> {
     let path = dir.join("lock");
     let mut file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io_error(&path))?;
-    match file.try_lock() {
+    let pid = holder(&mut file);
+    let locked = believe(pid.as_deref().and_then(|pid| pid.parse().ok()), || file.try_lock());
+    match locked {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            // The holder's pid is a courtesy; without it the refusal stands all the same.
-            let _ = file.read_to_string(&mut pid);
-            let pid = pid.trim();
-            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid.to_owned() };
+            let pid = holder(&mut file).unwrap_or_else(|| "unknown".to_owned());
             return Err(HomeError::Held { pid, root: root.to_owned() });
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(io_error(&path)(error)),
@@ -80,6 +84,45 @@ pub fn lock(root: &Path) -> Result<Lock, HomeError> {
         .and_then(|_| writeln!(file, "{}", std::process::id()))
         .map_err(io_error(&path))?;
     Ok(Lock { file })
+}
+
+/// The pid in a lock file. A courtesy: without it a refusal stands all the same.
+fn holder(file: &mut File) -> Option<String> {
+    let mut pid = String::new();
+    file.seek(SeekFrom::Start(0)).ok()?;
+    file.read_to_string(&mut pid).ok()?;
+    Some(pid.trim().to_owned()).filter(|pid| !pid.is_empty())
+}
+
+/// Asks for a lock, again for a moment while it is held in the name of a process that is gone.
+fn believe(
+    holder: Option<u32>,
+    mut ask: impl FnMut() -> Result<(), std::fs::TryLockError>,
+) -> Result<(), std::fs::TryLockError> {
+    let mut asked = Duration::ZERO;
+    loop {
+        let answer = ask();
+        let held = matches!(answer, Err(std::fs::TryLockError::WouldBlock));
+        if !held || asked >= DYING || holder.is_none_or(is_alive) {
+            return answer;
+        }
+        std::thread::sleep(DYING_STEP);
+        asked += DYING_STEP;
+    }
+}
+
+#[cfg(unix)]
+fn is_alive(pid: u32) -> bool {
+    let Ok(pid) = libc::pid_t::try_from(pid) else { return false };
+    // SAFETY: signal 0 is only a question; it touches no memory and no process.
+    let found = unsafe { libc::kill(pid, 0) } == 0;
+    found || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Elsewhere a lock does not outlive its process through a child.
+#[cfg(not(unix))]
+fn is_alive(_: u32) -> bool {
+    true
 }
 
 impl Drop for Lock {
@@ -151,7 +194,7 @@ pub fn running(root: &Path) -> Option<DaemonInfo> {
     let text = std::fs::read(root.join(DIR).join("daemon.json")).ok()?;
     let info: DaemonInfo = serde_json::from_slice(&text).ok()?;
     let file = File::open(root.join(DIR).join("lock")).ok()?;
-    match file.try_lock_shared() {
+    match believe(Some(info.pid), || file.try_lock_shared()) {
         Err(std::fs::TryLockError::WouldBlock) => Some(info),
         // Nobody holds the lock, or it cannot be asked for.
         _ => None,
@@ -179,7 +222,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = lock(dir.path()).unwrap();
         let info = DaemonInfo {
-            pid: 1,
+            pid: std::process::id(),
             version: "v".into(),
             admin: "127.0.0.1:1".into(),
             hooks: None,
@@ -190,6 +233,21 @@ mod tests {
         assert_eq!(running(dir.path()).unwrap().admin, info.admin);
         drop(held);
         assert!(running(dir.path()).is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_in_the_name_of_a_dead_process_is_asked_for_again() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let dead = child.id();
+        child.wait().unwrap();
+        let mut left = 3;
+        let mut held_for_a_while = || {
+            left -= 1;
+            if left == 0 { Ok(()) } else { Err(std::fs::TryLockError::WouldBlock) }
+        };
+        assert!(believe(Some(std::process::id()), &mut held_for_a_while).is_err(), "a living one is believed at once");
+        assert!(believe(Some(dead), &mut held_for_a_while).is_ok());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod app_handlers;
 mod calls;
 mod effects;
 mod history;
+mod record;
 mod services;
 mod session;
 
@@ -36,7 +37,7 @@ use crate::watch::{self, DiskEvent, WatchConfig, Watcher, WatcherState};
 
 pub use bus::{Bus, RunEvent, RunHappening};
 pub use calls::refusal;
-pub use services::{Folders, Services};
+pub use services::{Expected, Folders, Services};
 
 use effects::Performer;
 use services::{Door, Input};
@@ -48,6 +49,8 @@ const HOSTS_PER_SLOT: usize = crate::core::MAX_INVOKE_DEPTH as usize + 2;
 const OPEN_LEDGERS: usize = 128;
 /// A ledger that nobody has used for this long is closed.
 const LEDGER_IDLE: Duration = Duration::from_secs(10);
+/// Reads of `ctx.runs` at once; each may hold one whole answer in memory.
+const HISTORY_READS: usize = 4;
 /// After the grace, cancelled runs get this long to be gone.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
@@ -123,6 +126,7 @@ impl Daemon {
             Scope::Asked => {
                 let root = options.root.clone();
                 let batch = tokio::task::spawn_blocking(move || watch::scan(&root)).await.unwrap_or_default();
+                services.folders.make_data_folders(&batch).await;
                 take_in(&mut state, &mut performer, batch);
             }
             Scope::Root { poll } => {
@@ -137,6 +141,7 @@ impl Daemon {
                     match event {
                         DiskEvent::Batch(batch) => {
                             let full = batch.full;
+                            services.folders.make_data_folders(&batch).await;
                             take_in(&mut state, &mut performer, batch);
                             if full {
                                 break;
@@ -147,7 +152,7 @@ impl Daemon {
                         }
                     }
                 }
-                tasks.push(tokio::spawn(forward_disk(rx, services.door.clone(), watcher_tx)));
+                tasks.push(tokio::spawn(forward_disk(rx, services.folders.clone(), services.door.clone(), watcher_tx)));
             }
         }
         let (steps_tx, steps) = watch_channel::channel(0);
@@ -161,26 +166,23 @@ impl Daemon {
 
     /// Asks for a fire; the answer says whether its row is written.
     pub async fn fire(&self, mut request: FireRequest) -> Answer {
-        let (token, answer) = self.services.door.expect_answer();
-        request.opened = Some(token);
+        let answer = self.services.door.expect_answer();
+        request.opened = Some(answer.token());
         self.services.door.send(Event::FireRequested(request));
         answer.await.unwrap_or(Answer::Stopping)
     }
 
     /// Asks for a fire and for its end. The second part fails when the daemon stops before.
-    pub async fn fire_and_follow(&self, mut request: FireRequest) -> (Answer, tokio::sync::oneshot::Receiver<Answer>) {
-        let (token, end) = self.services.door.expect_answer();
-        request.ended = Some(token);
-        let answer = self.fire(request).await;
-        if !matches!(answer, Answer::Accepted { .. }) {
-            self.services.door.forget(token);
-        }
-        (answer, end)
+    pub async fn fire_and_follow(&self, mut request: FireRequest) -> (Answer, Expected) {
+        let end = self.services.door.expect_answer();
+        request.ended = Some(end.token());
+        (self.fire(request).await, end)
     }
 
     pub async fn cancel(&self, run: RunId) -> Answer {
-        let (token, answer) = self.services.door.expect_answer();
-        self.services.door.send(Event::CancelRequested { run, why: ErrorCode::Cancelled, token: Some(token) });
+        let answer = self.services.door.expect_answer();
+        let token = Some(answer.token());
+        self.services.door.send(Event::CancelRequested { run, why: ErrorCode::Cancelled, token });
         answer.await.unwrap_or(Answer::Stopping)
     }
 
@@ -269,6 +271,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
         limits: config.limits.clone(),
         folders,
         tool_slots: Semaphore::new(slots),
+        history_reads: Arc::new(Semaphore::new(HISTORY_READS)),
         door,
     }
 }
@@ -313,12 +316,16 @@ async fn turn(
 
 async fn forward_disk(
     mut disk: mpsc::Receiver<DiskEvent>,
+    folders: Folders,
     door: Door,
     watcher: watch_channel::Sender<Option<WatcherState>>,
 ) {
     while let Some(event) = disk.recv().await {
         match event {
-            DiskEvent::Batch(batch) => door.send(Event::DiskChanged(batch)),
+            DiskEvent::Batch(batch) => {
+                folders.make_data_folders(&batch).await;
+                door.send(Event::DiskChanged(batch));
+            }
             DiskEvent::Watcher(state) => {
                 if let Some(message) = &state.message {
                     tracing::warn!("{message}");

@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::task::{Context, Poll};
 
 use sha2::Digest;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
 use crate::config::Limits;
+use crate::core::disk::DiskBatch;
 use crate::core::{Answer, Event, State, Token};
 use crate::daemon::bus::Bus;
 use crate::fire::{AppId, Handle, Problem};
@@ -48,6 +51,8 @@ pub struct Services {
     pub folders: Folders,
     /// Queries and actions that run at once; apart from the runs' own slots, so that a run never waits for itself.
     pub tool_slots: Semaphore,
+    /// Reads of `ctx.runs` that go on at once, in all runs together.
+    pub history_reads: Arc<Semaphore>,
     pub door: Door,
 }
 
@@ -64,20 +69,36 @@ impl Folders {
         Self { code: Arc::default(), root: Arc::from(root), data: data.map(Arc::from) }
     }
 
+    /// Where an app's code is now; `None` when it is gone. Only remembers it: see [`Self::make_data_folders`].
     pub fn set(&self, app: &AppId, dir: Option<&Path>) {
         let mut code = self.code.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(dir) = dir else {
-            code.remove(app);
-            return;
+        match dir {
+            Some(dir) => code.insert(app.clone(), dir.to_owned()),
+            None => code.remove(app),
         };
-        let new = code.insert(app.clone(), dir.to_owned()).is_none();
-        drop(code);
-        if let Some(data) = self.data.as_ref().filter(|_| new) {
-            // Without it the app's ledger cannot be made; that error is told where it is met.
-            let made = std::fs::create_dir_all(data.join(app.as_str()));
-            if let Err(error) = made {
-                tracing::error!(%app, %error, "its data folder cannot be made");
+    }
+
+    /// Makes the data folders of apps that a batch brings, when data stands apart from code; to be awaited before
+    /// the loop hears of them, whose first step may be to write into their ledgers. A ledger never makes its folder: an
+    /// app that was deleted while a run was ending would come back, empty.
+    pub async fn make_data_folders(&self, batch: &DiskBatch) {
+        let Some(data) = self.data.clone() else { return };
+        let present = batch.apps.iter().filter(|folder| folder.present).filter_map(|folder| folder.app.clone());
+        // A full scan shows all apps again, and most of them have their folders.
+        let new: Vec<AppId> = present.filter(|app| !batch.full || self.code(app).is_none()).collect();
+        if new.is_empty() {
+            return;
+        }
+        let making = tokio::task::spawn_blocking(move || {
+            for app in new {
+                // Without it the app's ledger cannot be made; that error is told where it is met.
+                if let Err(error) = std::fs::create_dir_all(data.join(app.as_str())) {
+                    tracing::error!(%app, %error, "its data folder cannot be made");
+                }
             }
+        });
+        if let Err(error) = making.await {
+            tracing::error!(%error, "data folders were not made");
         }
     }
 
@@ -134,8 +155,41 @@ impl AppFiles for Folders {
 #[derive(Clone)]
 pub struct Door {
     inputs: mpsc::UnboundedSender<Input>,
-    waiting: Arc<Mutex<HashMap<Token, oneshot::Sender<Answer>>>>,
+    waiting: Arc<Mutex<Waiting>>,
     next: Arc<AtomicU64>,
+}
+
+type Waiting = HashMap<Token, oneshot::Sender<Answer>>;
+
+/// An answer to come, as a future. It fails when the daemon is gone without one. Whoever drops it takes its token back.
+#[derive(Debug)]
+pub struct Expected {
+    token: Token,
+    answer: oneshot::Receiver<Answer>,
+    /// Weak: what waits must not keep its own sender alive.
+    waiting: Weak<Mutex<Waiting>>,
+}
+
+impl Expected {
+    pub fn token(&self) -> Token {
+        self.token
+    }
+}
+
+impl Future for Expected {
+    type Output = Result<Answer, oneshot::error::RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(cx)
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.waiting.upgrade() {
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.token);
+        }
+    }
 }
 
 impl Door {
@@ -149,13 +203,12 @@ impl Door {
         let _ = self.inputs.send(Input::Event(event));
     }
 
-    /// A token, and where its answer will come. The receiver fails when the loop ends without an answer.
-    pub fn expect_answer(&self) -> (Token, oneshot::Receiver<Answer>) {
+    /// A token to ask with, and where its answer will come.
+    pub fn expect_answer(&self) -> Expected {
         let token = self.next.fetch_add(1, Ordering::Relaxed);
-        let (tx, rx) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.insert(token, tx);
-        (token, rx)
+        let (tx, answer) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(token, tx);
+        Expected { token, answer, waiting: Arc::downgrade(&self.waiting) }
     }
 
     pub fn answer(&self, token: Token, answer: Answer) {
@@ -164,11 +217,6 @@ impl Door {
             // Whoever asked may have gone.
             let _ = tx.send(answer);
         }
-    }
-
-    /// Takes back a token whose answer nobody will read.
-    pub fn forget(&self, token: Token) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
     }
 
     /// Looks at the state from inside the loop. `None` when the loop has ended.
@@ -200,5 +248,63 @@ pub async fn load_handler(folders: &Folders, handle: &Handle) -> Result<Code, Pr
             let at = error.utf8_error().valid_up_to();
             Err(Problem::error("not_utf8", "", format!("byte {at} is not UTF-8")).in_path(path))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::disk::{AppFolder, FileContent};
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_awaits_any_more_leaves_nothing_behind() {
+        let (door, _inputs) = Door::new();
+        let waiting = || door.waiting.lock().unwrap().len();
+        let (kept, dropped) = (door.expect_answer(), door.expect_answer());
+        let late = dropped.token();
+        assert_eq!(waiting(), 2);
+        drop(dropped);
+        assert_eq!(waiting(), 1);
+        door.answer(late, Answer::Stopping);
+        door.answer(kept.token(), Answer::Cancelling);
+        assert_eq!(kept.await, Ok(Answer::Cancelling));
+        // A wait that is given up, as by a client that disconnects.
+        let mut given_up = door.expect_answer();
+        assert!(futures::FutureExt::now_or_never(&mut given_up).is_none());
+        drop(given_up);
+        assert_eq!(waiting(), 0);
+        let orphan = door.expect_answer();
+        drop(door);
+        assert!(orphan.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn data_folders_are_made_before_the_loop_and_never_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, data) = (dir.path().join("root"), dir.path().join("data"));
+        let seen = |name: &str, present: bool| AppFolder {
+            name: name.to_owned(),
+            app: Some(AppId::new(name).unwrap()),
+            dir: root.join(name),
+            present,
+            has_index_html: false,
+            app_json: FileContent::Absent,
+            automations: Vec::new(),
+            complete: true,
+            problems: Vec::new(),
+        };
+        let batch = DiskBatch { apps: vec![seen("here", true), seen("gone", false)], ..DiskBatch::default() };
+        let folders = Folders::new(&root, Some(&data));
+        for folder in &batch.apps {
+            folders.set(folder.app.as_ref().unwrap(), folder.present.then_some(folder.dir.as_path()));
+        }
+        assert!(!data.exists(), "the loop touches no disk");
+
+        let folders = Folders::new(&root, Some(&data));
+        folders.make_data_folders(&batch).await;
+        assert_eq!((data.join("here").is_dir(), data.join("gone").exists()), (true, false));
+        let folders = Folders::new(&root, None);
+        folders.make_data_folders(&batch).await;
+        assert!(!root.exists(), "beside the code there is nothing to make");
     }
 }

@@ -1,21 +1,24 @@
-//! One run, from its launch to its end: drives the host that runs the handler, serves its calls, and decides how it ended.
+//! One run, from its launch to its end: drives the host that runs the handler, serves its calls, and decides how it
+//! ended.
 //!
 //! The session ends exactly once, whatever the host, the handler or the ledger does; what it returns is the run's end.
-//! Calls that are still pending when the handler settles are dropped: their rows are closed with the run's.
+//! Calls that are still pending when the handler settles are dropped, and so are those that were made and not sent on
+//! by then: all have their rows, which are closed with the run's.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::json_schema::Schema;
 use crate::core::manifest::Manifest;
 use crate::core::run::{RunEnd, RunSpec};
-use crate::daemon::bus::RunHappening;
 use crate::daemon::calls::Calls;
+use crate::daemon::record::Record;
 use crate::daemon::services::{Code, Services};
-use crate::fire::{ErrorCode, LogLine, Problem, RunStatus};
-use crate::isolate::{Job, JobEnd, JobEvent, JobKind, Outcome, PoolError, RunningJob};
+use crate::fire::{ErrorCode, Problem, RunStatus};
+use crate::isolate::{Job, JobEnd, JobEvent, JobKind, Outcome, RunningJob};
 
 /// Runs one run to its end. `abort` brings the reason when it is to be cancelled.
 pub async fn run(
@@ -39,14 +42,16 @@ pub async fn run(
         input_json: spec.input_json.clone(),
         cpu_ms: None,
     };
-    let leased = tokio::select! {
-        leased = services.pool.run(job) => leased,
+    let job = tokio::select! {
+        leased = services.pool.run(job) => match leased {
+            Ok(job) => job,
+            Err(error) => return failed(ErrorCode::Crashed, format!("no host process: {error}")),
+        },
         why = abort.recv() => return RunEnd::cancelled(why.unwrap_or(ErrorCode::Cancelled), services.clock.now_ms()),
-        () = tokio::time::sleep_until(deadline) => Err(PoolError::CannotStart("no host process was free within timeoutMs".to_owned())),
-    };
-    let job = match leased {
-        Ok(job) => job,
-        Err(error) => return failed(ErrorCode::Crashed, format!("no host process: {error}")),
+        () = tokio::time::sleep_until(deadline) => {
+            let text = format!("no host process was free within its timeoutMs of {}", spec.manifest.timeout_ms);
+            return failed(ErrorCode::Timeout, text);
+        }
     };
     let end = drive(&services, &spec, job, deadline, abort).await;
     let at = services.clock.now_ms();
@@ -79,8 +84,10 @@ async fn drive(
     mut abort: mpsc::Receiver<ErrorCode>,
 ) -> Verdict {
     let RunningJob { mut events, control } = job;
-    let mut calls = Calls::new(Arc::clone(services), spec, control.clone());
-    let mut log = RunLog { services, spec, next_seq: 0 };
+    let (ledgers, bus) = (services.ledgers.clone(), services.bus.clone());
+    let record = Record::begin(ledgers, bus, &services.limits, spec.run_id.clone(), spec.handle.clone());
+    let record = Arc::new(record);
+    let mut calls = Calls::new(Arc::clone(services), spec, Arc::clone(&record), control.clone());
     let mut stopped: Option<ErrorCode> = None;
     let stop = |stopped: &mut Option<ErrorCode>, why: ErrorCode| {
         if stopped.is_none() {
@@ -88,71 +95,34 @@ async fn drive(
             control.abort(why.as_str());
         }
     };
-    loop {
+    let end = loop {
         tokio::select! {
             event = events.recv() => match event {
                 Some(JobEvent::Batch { logs, calls: asked, tick }) => {
-                    log.append(logs);
+                    record.append_log(logs);
                     if !asked.is_empty() && calls.serve(asked, tick).is_err() {
                         stop(&mut stopped, ErrorCode::LimitExceeded);
                     }
                 }
-                Some(JobEvent::Abandoned { .. }) => {}
-                Some(JobEvent::Ended(end)) => {
-                    log.append(calls.finish().await);
-                    return stopped.map_or(Verdict::Ended(end), Verdict::Stopped);
+                Some(JobEvent::Abandoned { calls, tick }) => {
+                    // Recorded and never made; the run's end closes them. Beyond the limit of nodes they are dropped.
+                    let _ = record.open_nodes(&calls, tick, services.clock.now_ms());
                 }
+                Some(JobEvent::Ended(end)) => break end,
                 None => {
                     let message = "its host process went away without a word".to_owned();
                     let outcome = Outcome::Failed { code: ErrorCode::Crashed, message, error_code: None };
-                    log.append(calls.finish().await);
-                    let end = JobEnd { outcome, cpu_ms: 0, peak_bytes: None };
-                    return stopped.map_or(Verdict::Ended(end), Verdict::Stopped);
+                    break JobEnd { outcome, cpu_ms: 0, peak_bytes: None };
                 }
             },
             why = abort.recv(), if stopped.is_none() => stop(&mut stopped, why.unwrap_or(ErrorCode::Cancelled)),
             () = tokio::time::sleep_until(deadline), if stopped.is_none() => stop(&mut stopped, ErrorCode::Timeout),
-            lines = calls.next_logs() => log.append(lines),
         }
-    }
-}
-
-/// Writes a run's log and tells it live.
-struct RunLog<'a> {
-    services: &'a Services,
-    spec: &'a RunSpec,
-    next_seq: u32,
-}
-
-impl RunLog<'_> {
-    fn append(&mut self, lines: Vec<LogLine>) {
-        if lines.is_empty() {
-            return;
-        }
-        let first_seq = self.next_seq;
-        self.next_seq += u32::try_from(lines.len()).unwrap_or(u32::MAX);
-        for (seq, line) in (first_seq..).zip(&lines) {
-            self.services.bus.tell(
-                &self.spec.run_id,
-                &self.spec.handle,
-                RunHappening::Log {
-                    seq,
-                    at: line.at,
-                    level: line.level,
-                    message: line.message.clone(),
-                    fields: line.fields_json.as_deref().and_then(|text| serde_json::from_str(text).ok()),
-                },
-            );
-        }
-        let written = self.services.ledgers.append_logs(&self.spec.handle.app, &self.spec.run_id, first_seq, lines);
-        let handle = self.spec.handle.clone();
-        // The write stands in the queue before the run's end does; nobody has to wait for it.
-        tokio::spawn(async move {
-            if let Err(error) = written.await {
-                tracing::warn!(%handle, %error, "log lines could not be written");
-            }
-        });
-    }
+    };
+    calls.finish().await;
+    // What happened in the run is told before its end is.
+    record.told().await;
+    stopped.map_or(Verdict::Ended(end), Verdict::Stopped)
 }
 
 /// `ctx.run`, as JSON text.
@@ -181,6 +151,10 @@ fn run_json(spec: &RunSpec) -> String {
 fn judge(manifest: &Manifest, end: JobEnd, at: i64) -> RunEnd {
     match end.outcome {
         Outcome::Settled { summary, output_json } => {
+            if output_json.as_deref().is_some_and(is_too_deep) {
+                // Not kept: not everyone who reads a run could read it.
+                return RunEnd { summary, ..RunEnd::error(ErrorCode::BadOutput, too_deep("output"), at) };
+            }
             if let Some(told) = breaks_schema(manifest, output_json.as_deref()) {
                 return RunEnd { summary, output_json, ..RunEnd::error(ErrorCode::OutputSchema, told, at) };
             }
@@ -256,6 +230,16 @@ mod tests {
             let end = judge(manifest, settled(output), 5);
             assert_eq!(end.error_code, code, "{output:?}: {:?}", end.error);
             assert_eq!(end.output_json.as_deref(), output, "what was returned is kept either way");
+        }
+    }
+
+    #[test]
+    fn an_output_that_nests_too_deep_is_refused_and_not_kept() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for (depth, code) in [(100, None), (101, Some(ErrorCode::BadOutput)), (500, Some(ErrorCode::BadOutput))] {
+            let output = format!("{}{}", &deep[500 - depth..500], &deep[500..500 + depth]);
+            let end = judge(&manifest(""), settled(Some(&output)), 5);
+            assert_eq!((end.error_code, end.output_json.is_some()), (code, code.is_none()), "{depth}");
         }
     }
 

@@ -1,10 +1,15 @@
-//! A run's events as a stream: first what the ledger holds, then what happens, each once.
+//! A run's events as a stream: first what the ledger holds, then what happens, each once, none missing.
 //!
 //! The listener was there before the ledger was read, so nothing falls between; what was both read and heard is told
 //! once, because each event has its place: a log line its number, a node its ordinal, a run its one end.
+//!
+//! Every event stands in the ledger before it is heard. So a listener that was too slow reads the ledger again and goes
+//! on. It does so too when it hears of the end, before it tells of it: the nodes that were open then were closed with
+//! the run, and nobody told that live. (What retention has dropped by then is not told.)
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::response::IntoResponse;
@@ -13,70 +18,137 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::daemon::{RunEvent, RunHappening};
-use crate::fire::{ErrorCode, Handle, RunId};
-use crate::ledger::{LedgerError, LogRow, NodeRow, Reader, RunRow};
+use crate::fire::{EpochMs, ErrorCode, Handle, RunId};
+use crate::ledger::{LedgerError, LogRow, NodeOutline, Reader, RunRow};
 
-/// What a ledger tells of one run, in the order in which it happened.
+/// Nodes and log lines that are read at once, each: what a stream holds in memory, however long the run was.
+const PAGE: usize = 256;
+
+/// What a ledger tells of one run, in the order in which it happened: the first page of it.
 pub struct Past {
-    run_id: RunId,
-    events: VecDeque<RunEvent>,
-    ended: bool,
+    handle: Handle,
+    page: Vec<RunHappening>,
+    rest: Replay,
 }
 
 impl Past {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn read(reader: &Reader, row: RunRow) -> Result<Self, LedgerError> {
-        let nodes = reader.nodes(&row.run_id)?;
-        let logs = reader.logs(&row.run_id, None, usize::MAX)?;
-        Ok(Self::new(row, nodes, logs))
+        let handle = Handle::new(row.app_id.clone(), row.automation_id.clone());
+        let mut rest = Replay::new(reader.path().to_owned(), row.run_id.clone());
+        rest.begin(row);
+        let page = rest.page(reader)?;
+        Ok(Self { handle, page, rest })
+    }
+}
+
+/// The past, then the present, until the run's end.
+pub fn stream(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> impl IntoResponse {
+    let events = stream::unfold(Follow::new(past, live), |mut follow| async move {
+        let event = follow.next().await?;
+        let sent =
+            Event::default().json_data(&event).unwrap_or_else(|error| Event::default().comment(error.to_string()));
+        Some((Ok::<_, Infallible>(sent), follow))
+    });
+    Sse::new(events.boxed()).keep_alive(KeepAlive::default())
+}
+
+/// One listener to one run.
+struct Follow {
+    run_id: RunId,
+    handle: Handle,
+    ledger: PathBuf,
+    live: broadcast::Receiver<Arc<RunEvent>>,
+    /// Next to be told, as far as they are not told yet.
+    ready: VecDeque<RunHappening>,
+    /// The ledger is being read, and goes before what is heard.
+    replay: Option<Replay>,
+    /// The end, as it was heard: told when the replay is over, should the row be gone by then.
+    heard_end: Option<RunHappening>,
+    told: HashSet<(u8, u32)>,
+    over: bool,
+}
+
+impl Follow {
+    fn new(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> Self {
+        let Past { handle, page, rest } = past;
+        Self {
+            run_id: rest.run_id.clone(),
+            handle,
+            ledger: rest.ledger.clone(),
+            live,
+            ready: page.into(),
+            replay: (!rest.is_done).then_some(rest),
+            heard_end: None,
+            told: HashSet::new(),
+            over: false,
+        }
     }
 
-    fn new(row: RunRow, nodes: Vec<NodeRow>, logs: Vec<LogRow>) -> Self {
-        let handle = Handle::new(row.app_id.clone(), row.automation_id.clone());
-        let mut timed: Vec<(i64, RunHappening)> = Vec::new();
-        for log in logs {
-            timed.push((
-                log.at,
-                RunHappening::Log {
-                    seq: log.seq,
-                    at: log.at,
-                    level: log.level,
-                    message: log.message,
-                    fields: log.fields.and_then(|text| serde_json::from_str(text.as_str()).ok()),
-                },
-            ));
-        }
-        for node in nodes {
-            timed.push((
-                node.started_at,
-                RunHappening::NodeOpened {
-                    ordinal: node.ordinal,
-                    batch_id: node.batch_id,
-                    kind: node.kind,
-                    name: node.name,
-                    at: node.started_at,
-                },
-            ));
-            if let (Some(ok), Some(at)) = (node.ok, node.ended_at) {
-                timed.push((at, RunHappening::NodeClosed { ordinal: node.ordinal, ok, error: node.error, at }));
+    async fn next(&mut self) -> Option<RunEvent> {
+        loop {
+            if let Some(what) = self.ready.pop_front() {
+                if !self.told.insert(place(&what)) {
+                    continue;
+                }
+                self.over |= matches!(what, RunHappening::Ended { .. });
+                return Some(RunEvent { run_id: self.run_id.clone(), handle: self.handle.clone(), what });
+            }
+            if self.over {
+                return None;
+            }
+            if let Some(replay) = self.replay.take() {
+                self.turn_page(replay).await;
+                continue;
+            }
+            match self.live.recv().await {
+                Ok(event) if event.run_id != self.run_id => {}
+                Ok(event) if matches!(event.what, RunHappening::Ended { .. }) => {
+                    self.heard_end = Some(event.what.clone());
+                    self.read_again();
+                }
+                Ok(event) => self.ready.push_back(event.what.clone()),
+                Err(RecvError::Lagged(_)) => self.read_again(),
+                // The daemon is gone.
+                Err(RecvError::Closed) => return None,
             }
         }
-        // Stable: a node's end stays behind its beginning when both have one time.
-        timed.sort_by_key(|(at, _)| *at);
-        let opened = RunHappening::Opened { status: row.status, origin: row.origin, at: row.queued_at };
-        let started = row.started_at.map(|at| RunHappening::Started { at });
-        let ended = row.ended_at.filter(|_| !row.status.is_open()).map(|at| RunHappening::Ended {
-            status: row.status,
-            at,
-            summary: row.summary.clone(),
-            error: row.error.clone(),
-            error_code: row.error_code.as_deref().and_then(ErrorCode::parse),
+    }
+
+    fn read_again(&mut self) {
+        self.replay = Some(Replay::new(self.ledger.clone(), self.run_id.clone()));
+    }
+
+    async fn turn_page(&mut self, mut replay: Replay) {
+        let read = tokio::task::spawn_blocking(move || {
+            let page = replay.next_page()?;
+            Ok::<_, LedgerError>(page.map(|page| (page, replay)))
         });
-        let is_ended = ended.is_some();
-        let whats = std::iter::once(opened).chain(started).chain(timed.into_iter().map(|(_, what)| what)).chain(ended);
-        let events = whats.map(|what| RunEvent { run_id: row.run_id.clone(), handle: handle.clone(), what }).collect();
-        Self { run_id: row.run_id, events, ended: is_ended }
+        let page = match read.await {
+            Ok(Ok(page)) => page,
+            Ok(Err(error)) => {
+                tracing::warn!(run = %self.run_id, %error, "a stream of events cannot read its run");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading a run failed");
+                None
+            }
+        };
+        let goes_on = match page {
+            Some((page, replay)) => {
+                self.ready.extend(page);
+                self.replay = (!replay.is_done).then_some(replay);
+                true
+            }
+            None => false,
+        };
+        if self.replay.is_none() {
+            self.ready.extend(self.heard_end.take());
+            // The row is gone, and the run with it: a client that asks again is told so.
+            self.over |= !goes_on && self.ready.is_empty();
+        }
     }
 }
 
@@ -92,31 +164,308 @@ fn place(what: &RunHappening) -> (u8, u32) {
     }
 }
 
-/// The past, then the present, until the run's end.
-pub fn stream(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> impl IntoResponse {
-    let told: HashSet<(u8, u32)> = HashSet::new();
-    let events = stream::unfold((past, live, told), |(mut past, mut live, mut told)| async move {
-        loop {
-            let event = if let Some(event) = past.events.pop_front() {
-                event
-            } else if past.ended {
-                return None;
-            } else {
-                match live.recv().await {
-                    Ok(event) if event.run_id == past.run_id => (*event).clone(),
-                    Ok(_) => continue,
-                    // The listener lost some, or the daemon is gone: the client asks again and reads the ledger.
-                    Err(RecvError::Lagged(_) | RecvError::Closed) => return None,
-                }
-            };
-            if !told.insert(place(&event.what)) {
-                continue;
-            }
-            past.ended |= past.events.is_empty() && matches!(event.what, RunHappening::Ended { .. });
-            let sent =
-                Event::default().json_data(&event).unwrap_or_else(|error| Event::default().comment(error.to_string()));
-            return Some((Ok::<_, Infallible>(sent), (past, live, told)));
+/// Reads a run's events from its ledger page by page. Nodes and log lines are merged by their times, and keep their own
+/// order whatever the clock did.
+struct Replay {
+    ledger: PathBuf,
+    run_id: RunId,
+    begun: bool,
+    is_done: bool,
+    head: Vec<RunHappening>,
+    end: Option<RunHappening>,
+    nodes: Pages<NodeOutline>,
+    /// The ends of nodes whose beginning was told.
+    closes: BTreeMap<(EpochMs, u32), RunHappening>,
+    logs: Pages<LogRow>,
+}
+
+/// Rows that were read and not told, and where the next ones begin.
+struct Pages<T> {
+    rows: VecDeque<T>,
+    after: Option<u32>,
+    more: bool,
+}
+
+impl<T> Pages<T> {
+    fn new() -> Self {
+        Self { rows: VecDeque::new(), after: None, more: true }
+    }
+
+    fn refill(
+        &mut self,
+        number: impl Fn(&T) -> u32,
+        read: impl FnOnce(Option<u32>, usize) -> Result<Vec<T>, LedgerError>,
+    ) -> Result<(), LedgerError> {
+        if self.rows.is_empty() && self.more {
+            let rows = read(self.after, PAGE)?;
+            self.more = rows.len() == PAGE;
+            self.after = rows.last().map(number).or(self.after);
+            self.rows = rows.into();
         }
-    });
-    Sse::new(events.boxed()).keep_alive(KeepAlive::default())
+        Ok(())
+    }
+
+    /// The next row, if there is one, stands on a page that is yet to be read.
+    fn is_used_up(&self) -> bool {
+        self.rows.is_empty() && self.more
+    }
+}
+
+impl Replay {
+    fn new(ledger: PathBuf, run_id: RunId) -> Self {
+        Self {
+            ledger,
+            run_id,
+            begun: false,
+            is_done: false,
+            head: Vec::new(),
+            end: None,
+            nodes: Pages::new(),
+            closes: BTreeMap::new(),
+            logs: Pages::new(),
+        }
+    }
+
+    /// Takes the run's own row. Nothing is written to a run that has ended: when this row shows the end, all that is
+    /// read after it is whole.
+    fn begin(&mut self, row: RunRow) {
+        self.begun = true;
+        self.head.push(RunHappening::Opened { status: row.status, origin: row.origin, at: row.queued_at });
+        self.head.extend(row.started_at.map(|at| RunHappening::Started { at }));
+        self.end = row.ended_at.filter(|_| !row.status.is_open()).map(|at| RunHappening::Ended {
+            status: row.status,
+            at,
+            summary: row.summary,
+            error: row.error,
+            error_code: row.error_code.as_deref().and_then(ErrorCode::parse),
+        });
+    }
+
+    /// `None` when the run is not there any more. Blocks.
+    fn next_page(&mut self) -> Result<Option<Vec<RunHappening>>, LedgerError> {
+        let Some(reader) = Reader::open(&self.ledger)? else { return Ok(None) };
+        if !self.begun {
+            let Some(row) = reader.run(&self.run_id)? else { return Ok(None) };
+            self.begin(row);
+        }
+        self.page(&reader).map(Some)
+    }
+
+    fn page(&mut self, reader: &Reader) -> Result<Vec<RunHappening>, LedgerError> {
+        self.nodes.refill(|node| node.ordinal, |after, limit| reader.node_outlines(&self.run_id, after, limit))?;
+        self.logs.refill(|log| log.seq, |after, limit| reader.logs(&self.run_id, after, limit))?;
+        let mut page = std::mem::take(&mut self.head);
+        while !self.nodes.is_used_up() && !self.logs.is_used_up() {
+            let Some(what) = self.earliest() else {
+                self.is_done = true;
+                page.extend(self.end.take());
+                break;
+            };
+            page.push(what);
+        }
+        Ok(page)
+    }
+
+    /// Takes the earliest of what was read.
+    fn earliest(&mut self) -> Option<RunHappening> {
+        let log = self.logs.rows.front().map(|log| (log.at, 0));
+        let node = self.nodes.rows.front().map(|node| (node.started_at, 1));
+        let close = self.closes.first_key_value().map(|(&(at, _), _)| (at, 2));
+        match log.into_iter().chain(node).chain(close).min()? {
+            (_, 0) => self.logs.rows.pop_front().map(logged),
+            (_, 1) => self.nodes.rows.pop_front().map(|node| self.open(node)),
+            _ => self.closes.pop_first().map(|(_, what)| what),
+        }
+    }
+
+    fn open(&mut self, node: NodeOutline) -> RunHappening {
+        let NodeOutline { ordinal, batch_id, kind, name, ok, error, started_at, ended_at } = node;
+        if let (Some(ok), Some(at)) = (ok, ended_at) {
+            self.closes.insert((at, ordinal), RunHappening::NodeClosed { ordinal, ok, error, at });
+        }
+        RunHappening::NodeOpened { ordinal, batch_id, kind, name, at: started_at }
+    }
+}
+
+fn logged(log: LogRow) -> RunHappening {
+    RunHappening::Log {
+        seq: log.seq,
+        at: log.at,
+        level: log.level,
+        message: log.message,
+        fields: log.fields.and_then(|text| serde_json::from_str(text.as_str()).ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::manifest::HistoryKeep;
+    use crate::daemon::Bus;
+    use crate::fire::{AppId, LogLevel, LogLine, RunStatus};
+    use crate::ledger::tests::{Root, T0, end, manual, node, node_end, root};
+    use crate::ledger::{NewNode, NodeClose};
+
+    struct Bench {
+        root: Root,
+        app: AppId,
+        bus: Bus,
+        run: RunId,
+        handle: Handle,
+    }
+
+    impl Bench {
+        async fn new() -> Self {
+            let root = root();
+            let app = root.app("shop");
+            let row = manual(&app, T0);
+            let handle = row.handle();
+            let run = root.opened(&app, row).await;
+            Self { root, app, bus: Bus::default(), run, handle }
+        }
+
+        fn follow(&self) -> Follow {
+            let live = self.bus.runs();
+            let reader = self.root.reader(&self.app);
+            let row = reader.run(&self.run).unwrap().unwrap();
+            Follow::new(Past::read(&reader, row).unwrap(), live)
+        }
+
+        /// Lines and then nodes, one of each per millisecond; the nodes that `closed` names end 10 ms later.
+        async fn write(&self, numbers: std::ops::Range<u32>, closed: impl Fn(u32) -> bool) {
+            let ledgers = &self.root.ledgers;
+            let at = |n: u32| T0 + i64::from(n);
+            let line = |n: u32| LogLine {
+                at: at(n),
+                level: LogLevel::Info,
+                message: n.to_string(),
+                fields_json: Some("{\"a\":1}".to_owned()),
+            };
+            ledgers
+                .append_logs(&self.app, &self.run, numbers.start, numbers.clone().map(line).collect())
+                .await
+                .unwrap();
+            let opened = |n: u32| NewNode { started_at: at(n), ..node(n) };
+            ledgers.open_nodes(&self.app, &self.run, numbers.clone().map(opened).collect()).await.unwrap();
+            let close = |n: u32| NodeClose { ended_at: at(n) + 10, ..node_end(n) };
+            let closes = numbers.filter(|&n| closed(n)).map(close).collect();
+            ledgers.close_nodes(&self.app, &self.run, closes).await.unwrap();
+        }
+
+        async fn end(&self) {
+            let end = end(&self.run, T0 + 1_000_000, RunStatus::Ok, HistoryKeep::All);
+            self.root.ledgers.close_run(&self.app, end).await.unwrap();
+        }
+
+        fn tell(&self, what: RunHappening) {
+            self.bus.tell(&self.run, &self.handle, what);
+        }
+
+        fn tell_end(&self) {
+            let (at, status) = (T0 + 1_000_000, RunStatus::Ok);
+            self.tell(RunHappening::Ended { status, at, summary: None, error: None, error_code: None });
+        }
+
+        fn tell_line(&self, seq: u32) {
+            let (at, level, message) = (T0 + i64::from(seq), LogLevel::Info, seq.to_string());
+            self.tell(RunHappening::Log { seq, at, level, message, fields: None });
+        }
+    }
+
+    async fn all(mut follow: Follow) -> Vec<(u8, u32)> {
+        let mut seen = Vec::new();
+        while let Some(event) = follow.next().await {
+            seen.push(place(&event.what));
+        }
+        seen
+    }
+
+    /// Each once, none missing, lines and nodes in their order, a node's end after its beginning, the run's end last.
+    fn check_whole(seen: &[(u8, u32)], count: u32) {
+        let of = |kind: u8| seen.iter().filter(|(k, _)| *k == kind).map(|(_, n)| *n).collect::<Vec<_>>();
+        let numbers: Vec<u32> = (0..count).collect();
+        assert_eq!((of(2), of(3)), (numbers.clone(), numbers.clone()));
+        let mut closed = of(4);
+        closed.sort_unstable();
+        assert_eq!(closed, numbers);
+        let at = |place: (u8, u32)| seen.iter().position(|p| *p == place);
+        assert!(numbers.iter().all(|&n| at((3, n)) < at((4, n))));
+        assert_eq!((&seen[..2], seen.last()), (&[(0, 0), (1, 0)][..], Some(&(5, 0))));
+        assert_eq!(seen.len(), 3 + 3 * numbers.len());
+    }
+
+    #[tokio::test]
+    async fn a_long_past_is_told_page_by_page_in_order() {
+        let bench = Bench::new().await;
+        let count = u32::try_from(2 * PAGE + 7).unwrap();
+        bench.write(0..count, |n| n % 5 != 0).await;
+        bench.end().await;
+        let follow = bench.follow();
+        assert!(follow.ready.len() < 4 * PAGE, "only a page is held");
+        let seen = all(follow).await;
+        check_whole(&seen, count);
+        // Merged by time: the first node ends before the twentieth line.
+        let at = |place: (u8, u32)| seen.iter().position(|p| *p == place);
+        assert!(at((4, 1)) < at((2, 20)));
+    }
+
+    #[tokio::test]
+    async fn who_lost_events_reads_the_ledger_and_goes_on() {
+        let bench = Bench::new().await;
+        bench.write(0..3, |_| true).await;
+        let mut follow = bench.follow();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(place(&follow.next().await.unwrap().what));
+        }
+        bench.write(3..6, |n| n != 4).await;
+        // So many that the receiver loses the oldest.
+        let other = RunId::at(7);
+        for seq in 0..5000 {
+            let (at, level, message) = (T0, LogLevel::Info, String::new());
+            bench.bus.tell(&other, &bench.handle, RunHappening::Log { seq, at, level, message, fields: None });
+        }
+        bench.tell_line(5);
+        bench.write(6..7, |_| false).await;
+        bench.tell_line(6);
+        bench.end().await;
+        bench.tell_end();
+        seen.extend(all(follow).await);
+        check_whole(&seen, 7);
+    }
+
+    #[tokio::test]
+    async fn what_was_closed_with_the_run_is_told_before_its_end() {
+        let bench = Bench::new().await;
+        let follow = bench.follow();
+        bench.write(0..4, |n| n == 1).await;
+        // Live, a listener hears of one line, and of no node.
+        bench.tell_line(0);
+        bench.end().await;
+        bench.tell_end();
+        check_whole(&all(follow).await, 4);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_retention_has_dropped_ends_its_stream() {
+        for heard in [true, false] {
+            let bench = Bench::new().await;
+            let follow = bench.follow();
+            for seq in 0..5000 {
+                bench.tell_line(seq);
+            }
+            bench.end().await;
+            bench.root.client(&bench.app).execute_batch("DELETE FROM runs").unwrap();
+            if heard {
+                // The events before were lost; of this one the listener knows.
+                let live = bench.bus.runs();
+                let mut follow = Follow { live, ..follow };
+                bench.tell_end();
+                follow.ready.clear();
+                assert_eq!(all(follow).await, [(5, 0)]);
+            } else {
+                assert_eq!(all(follow).await, [(0, 0), (1, 0)]);
+            }
+        }
+    }
 }

@@ -129,6 +129,13 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The one line that stands for all log lines beyond the limits.
+    pub fn log_marker(&self) -> String {
+        format!("log truncated: a run may log {} lines and {} bytes", self.max_log_lines, self.max_log_bytes)
+    }
+}
+
 /// One thing to run, with everything it needs: an edit on disk during the run changes nothing in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {

@@ -158,11 +158,7 @@ impl State {
             return;
         } else if self.log_lines.get() >= self.limits.max_log_lines || bytes > self.limits.max_log_bytes {
             self.log_cut.set(true);
-            let message = format!(
-                "log truncated: a run may log {} lines and {} bytes",
-                self.limits.max_log_lines, self.limits.max_log_bytes
-            );
-            LogLine { at: now_ms(), level: LogLevel::Warn, message, fields_json: None }
+            LogLine { at: now_ms(), level: LogLevel::Warn, message: self.limits.log_marker(), fields_json: None }
         } else {
             self.log_lines.set(self.log_lines.get() + 1);
             self.log_bytes.set(bytes);

@@ -36,7 +36,7 @@ mod slice;
 mod state;
 mod stored;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ pub use health::{check_writable, problem, without_host_paths};
 pub use ops::{Opened, Watermark};
 pub use read::{Counts, Reader, RunQuery};
 pub use recovery::Recovered;
-pub use rows::{Close, JsonText, LogRow, NewNode, NewRun, NodeClose, NodeRow, RunRow};
+pub use rows::{Close, JsonText, LogRow, NewNode, NewRun, NodeClose, NodeOutline, NodeRow, RunRow};
 pub use stored::{FULL_VALUE_BYTES, is_truncated};
 
 use fleet::Fleet;

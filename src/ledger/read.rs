@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -16,7 +17,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use crate::fire::{AutomationId, EpochMs, RunId, RunStatus, TriggerOrigin};
 
 use super::error::LedgerError;
-use super::rows::{LogRow, NodeRow, RunRow, log_row, name, node_row, run_columns, run_id, run_row};
+use super::rows::{
+    LogRow, NodeOutline, NodeRow, RunRow, log_row, name, node_outline, node_row, run_columns, run_id, run_row,
+};
 use super::schema;
 
 /// In a write-ahead log, a reader waits only for a recovery or the very first migration.
@@ -67,6 +70,8 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Reader {
     conn: Connection,
+    /// Of the original, with links resolved.
+    path: PathBuf,
     /// Holds the copy that is read when the original's folder cannot be written.
     _copy: Option<tempfile::TempDir>,
 }
@@ -86,7 +91,7 @@ impl Reader {
         schema::require_regular(&path)?;
         let reader = match Self::open_live(&path) {
             Err(error) if needs_a_writable_folder(&error) => Self::open_still(&path)?,
-            other => Self { conn: other?, _copy: None },
+            other => Self { conn: other?, path: path.clone(), _copy: None },
         };
         reader.conn.busy_timeout(BUSY_TIMEOUT)?;
         match schema::user_version(&reader.conn)? {
@@ -115,7 +120,7 @@ impl Reader {
         if log.metadata().map_or(0, |meta| meta.len()) == 0 {
             let uri = format!("file:{}?immutable=1", percent_encoded(path));
             let conn = Connection::open_with_flags(uri, read_only() | OpenFlags::SQLITE_OPEN_URI)?;
-            return Ok(Self { conn, _copy: None });
+            return Ok(Self { conn, path: path.to_owned(), _copy: None });
         }
         let told = |error: std::io::Error| LedgerError::io("cannot copy the ledger to read it", &error);
         let folder = tempfile::tempdir().map_err(told)?;
@@ -124,7 +129,12 @@ impl Reader {
         std::fs::copy(&log, schema::companion(&copy, "-wal")).map_err(told)?;
         let conn = Connection::open(&copy)?;
         conn.pragma_update(None, "query_only", true)?;
-        Ok(Self { conn, _copy: Some(folder) })
+        Ok(Self { conn, path: path.to_owned(), _copy: Some(folder) })
+    }
+
+    /// Where it can be opened again.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     #[cfg(test)]
@@ -138,6 +148,20 @@ impl Reader {
 
     /// Newest first.
     pub fn runs(&self, query: &RunQuery) -> Result<Vec<RunRow>, LedgerError> {
+        let mut found = Vec::new();
+        self.each_run(query, |row| {
+            found.push(row);
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    /// Newest first, one at a time, until `see` has enough: for whoever must not hold them all.
+    pub fn each_run(
+        &self,
+        query: &RunQuery,
+        mut see: impl FnMut(RunRow) -> ControlFlow<()>,
+    ) -> Result<(), LedgerError> {
         let mut sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE true").to_owned();
         let mut values: Vec<Value> = Vec::new();
         let mut bind = |value: Value| {
@@ -173,7 +197,14 @@ impl Reader {
         }
         let limit = bind(i64::try_from(query.limit).unwrap_or(i64::MAX).into());
         let _ = write!(sql, " ORDER BY r.run_id DESC LIMIT ?{limit}");
-        self.read(&sql, rusqlite::params_from_iter(values), run_row)
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+        while let Some(row) = rows.next()? {
+            if see(run_row(row)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub fn run(&self, id: &RunId) -> Result<Option<RunRow>, LedgerError> {
@@ -188,6 +219,16 @@ impl Reader {
              usage_json, started_at, ended_at FROM run_nodes WHERE run_id = ?1 ORDER BY ordinal",
             [id.as_str()],
             node_row,
+        )
+    }
+
+    /// In call order, those after `after`; without what they were asked and what they answered, which may be long.
+    pub fn node_outlines(&self, id: &RunId, after: Option<u32>, limit: usize) -> Result<Vec<NodeOutline>, LedgerError> {
+        self.read(
+            "SELECT ordinal, batch_id, kind, name, ok, error, started_at, ended_at FROM run_nodes \
+             WHERE run_id = ?1 AND ordinal > ?2 ORDER BY ordinal LIMIT ?3",
+            params![id.as_str(), after.map_or(-1, i64::from), i64::try_from(limit).unwrap_or(i64::MAX)],
+            node_outline,
         )
     }
 

@@ -1,5 +1,5 @@
 //! The rows of a ledger as the rest of the program sees them: what is written ([`NewRun`], [`Close`], [`NewNode`],
-//! [`NodeClose`]) and what is read back ([`RunRow`], [`NodeRow`], [`LogRow`]). In what is written, a `…_json` is JSON
+//! [`NodeClose`]) and what is read back ([`RunRow`], [`NodeRow`], [`NodeOutline`], [`LogRow`]). In what is written, a `…_json` is JSON
 //! text; in what is read, such a column is a [`JsonText`], which serializes as the value that it is.
 
 use serde::{Serialize, Serializer};
@@ -109,6 +109,19 @@ pub struct NodeRow {
     pub ended_at: Option<EpochMs>,
 }
 
+/// What is short of a row of `run_nodes`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeOutline {
+    pub ordinal: u32,
+    pub batch_id: Option<u32>,
+    pub kind: NodeKind,
+    pub name: String,
+    pub ok: Option<bool>,
+    pub error: Option<String>,
+    pub started_at: EpochMs,
+    pub ended_at: Option<EpochMs>,
+}
+
 /// A row of `run_logs`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -173,6 +186,20 @@ pub(super) fn node_row(row: &rusqlite::Row<'_>) -> Result<NodeRow, LedgerError> 
         usage: json(row, 10)?,
         started_at: row.get(11)?,
         ended_at: row.get(12)?,
+    })
+}
+
+/// Reads `ordinal, batch_id, kind, name, ok, error, started_at, ended_at`.
+pub(super) fn node_outline(row: &rusqlite::Row<'_>) -> Result<NodeOutline, LedgerError> {
+    Ok(NodeOutline {
+        ordinal: row.get(0)?,
+        batch_id: row.get(1)?,
+        kind: word(row, 2, NodeKind::parse)?,
+        name: row.get(3)?,
+        ok: row.get(4)?,
+        error: row.get(5)?,
+        started_at: row.get(6)?,
+        ended_at: row.get(7)?,
     })
 }
 

@@ -300,7 +300,8 @@ fn what_cannot_run_does_not_look_well() {
     }
     drop(served);
     // What fires says so in its row.
-    assert_eq!(code(&root.cli(&["run", "bare/x"])), Some(1));
+    let failed = root.cli(&["run", "bare/x"]);
+    assert_eq!(code(&failed), Some(1), "{failed:?}");
     assert_eq!(root.sql("bare", "select status, error_code from runs"), ["error|handler_load"]);
 }
 

@@ -12,7 +12,7 @@ use dirigent::clock::Clock;
 use dirigent::config::Config;
 use dirigent::core::run::RunEnd;
 use dirigent::core::{Answer, FireRequest, State};
-use dirigent::daemon::{Daemon, Options, RunEvent, Scope};
+use dirigent::daemon::{Daemon, Expected, Options, RunEvent, Scope};
 use dirigent::fire::{Handle, RunId, TriggerInfo, TriggerOrigin};
 
 /// Longer than anything takes on two slow, busy cores.
@@ -220,17 +220,13 @@ pub async fn run(daemon: &Daemon, handle: &str, input_json: Option<&str>) -> (Ru
 }
 
 /// Fires and returns when the row is written.
-pub async fn start(
-    daemon: &Daemon,
-    handle: &str,
-    input_json: Option<&str>,
-) -> (RunId, tokio::sync::oneshot::Receiver<Answer>) {
+pub async fn start(daemon: &Daemon, handle: &str, input_json: Option<&str>) -> (RunId, Expected) {
     let (answer, end) = daemon.fire_and_follow(request(handle, input_json)).await;
     let Answer::Accepted { run, .. } = answer else { panic!("{handle}: {answer:?}") };
     (run, end)
 }
 
-pub async fn ended(end: tokio::sync::oneshot::Receiver<Answer>) -> RunEnd {
+pub async fn ended(end: Expected) -> RunEnd {
     match within(end).await {
         Ok(Answer::Ended(end)) => end,
         other => panic!("{other:?}"),

@@ -386,7 +386,7 @@ async fn ctx_calls_cross_as_they_are_documented() {
     }
     let bodies: Vec<&CtxCallBody> = seen.batches.iter().flat_map(|(_, calls)| calls).map(|call| &call.body).collect();
     assert!(bodies.contains(&&CtxCallBody::StateSet { key: "k".into(), value_json: "null".into() }));
-    assert!(bodies.contains(&&CtxCallBody::RunsList { filter_json: Some(r#"{"status":"ok"}"#.into()) }));
+    assert!(bodies.contains(&&CtxCallBody::RunsList { filter_json: Some(r#"{"status":"ok","limit":1}"#.into()) }));
     assert!(bodies.contains(&&CtxCallBody::Agent { args_json: r#"{"prompt":"p"}"#.into() }));
     assert_eq!(
         dirigent::isolate::CTX_MEMBERS.join(", "),

@@ -10,4 +10,5 @@ mod harness;
 mod hostile;
 mod isolate;
 mod outages;
+mod recording;
 mod runs;

@@ -56,8 +56,10 @@ impl HandlerCall {
         if text.len() > MAX_RESULT_BYTES {
             return Err(failed(format!("returned {} bytes, more than {MAX_RESULT_BYTES}", text.len())));
         }
-        let value: Value =
-            serde_json::from_str(&text).map_err(|error| failed(format!("returned no valid JSON: {error}")))?;
+        // What a host sends is JSON as JavaScript writes it, where a text need not be Unicode.
+        let value: Value = serde_json::from_str(&text).map_err(|_| {
+            failed("returned no valid JSON: a text in it holds half of a surrogate pair, or it is cut short".to_owned())
+        })?;
         let result = match self.kind {
             HandlerKind::Query => value,
             HandlerKind::Action => action_result(value).map_err(failed)?,
