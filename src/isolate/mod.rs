@@ -14,6 +14,7 @@
 //! | `process` | daemon | one host seen from outside: pipes, death, what its death means |
 //! | `host` | host | entry of the process, frames in and out |
 //! | `run` | host | one run: load, call, event loop, settle |
+//! | `callbacks` | host | what V8 asks of its embedder |
 //! | `loader` | host | compiling one module with no imports |
 //! | `snapshot` | host | V8 set-up, the snapshot with `runtime-js/` in it, a fresh isolate |
 //! | `outgoing` | host | calls that were made and not sent yet |
@@ -27,6 +28,7 @@
 //! host. A mistake here lets generated code out of its box, or lets one handler stop all the others.
 
 mod accept;
+mod callbacks;
 mod host;
 mod limits;
 mod loader;
