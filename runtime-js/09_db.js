@@ -45,11 +45,14 @@
 
   const nested = () => refuse('tx.transaction: a transaction inside a transaction is not possible');
 
+  /** How many were asked for; each is known to the daemon by its number. */
+  let transactions = 0;
+
   const transaction = (work) => {
     if (typeof work !== 'function') return refuse('db.transaction(work): work must be a function');
     return new p.Promise((resolve, reject) => {
-      const begun = (tx) => {
-        const scope = { __proto__: null, tx: p.String(tx), open: true };
+      const scope = { __proto__: null, tx: p.String(++transactions), open: true };
+      const begun = () => {
         const ended = (op, then) => {
           scope.open = false;
           callThen(then, reject, 'db', op, undefined, undefined, scope.tx);
@@ -69,7 +72,7 @@
           },
         );
       };
-      callThen(begun, reject, 'db', 'begin', undefined, undefined, undefined);
+      callThen(begun, reject, 'db', 'begin', undefined, undefined, scope.tx);
     });
   };
 

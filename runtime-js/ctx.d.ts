@@ -210,7 +210,11 @@ export interface ActionResult {
   body: any;
 }
 
-/** The app's own `data.sqlite`. Await each call: one that is pending when the handler settles may be lost. */
+/**
+ * The app's own `data.sqlite`. Await each call, so that you see its result and its error. What you did not await is
+ * carried through all the same before a handler that returned well has ended; when it fails, so does the handler. A
+ * handler that throws loses what was not awaited by then.
+ */
 export interface Database extends Queryable {
   /**
    * Runs `work` in one transaction and resolves to its result. When `work` throws, everything is rolled back and the

@@ -14,9 +14,11 @@
 //! | `process` | daemon | one host seen from outside: pipes, death, what its death means |
 //! | `host` | host | entry of the process, frames in and out |
 //! | `run` | host | one run: load, call, event loop, settle |
+//! | `callbacks` | host | what V8 asks of its embedder |
 //! | `loader` | host | compiling one module with no imports |
 //! | `snapshot` | host | V8 set-up, the snapshot with `runtime-js/` in it, a fresh isolate |
 //! | `outgoing` | host | calls that were made and not sent yet |
+//! | `rejections` | host | promises that were rejected while nothing handled them |
 //! | `ops`, `ops_web` | host | the only native functions that `runtime-js/` can call |
 //! | `limits` | host | CPU, memory, grace: a watchdog thread |
 //! | `sandbox` | host | what the operating system forbids, and the few things that differ between systems |
@@ -26,6 +28,7 @@
 //! host. A mistake here lets generated code out of its box, or lets one handler stop all the others.
 
 mod accept;
+mod callbacks;
 mod host;
 mod limits;
 mod loader;
@@ -35,6 +38,7 @@ mod outgoing;
 mod pipe;
 pub mod pool;
 mod process;
+mod rejections;
 mod run;
 mod sandbox;
 mod snapshot;
@@ -156,9 +160,11 @@ pub struct Job {
 pub enum JobKind {
     /// `({ ctx, log, input })`, ending in [`Outcome::Settled`]. `run_json` is `ctx.run`.
     Automation { run_json: String },
-    /// `({ db, log, app, input, query }, input)`, ending in [`Outcome::Returned`].
+    /// `({ db, log, app, input, query }, input)`, ending in [`Outcome::Returned`]: not before every call that it made
+    /// is answered and every transaction that it began is over, also of those that it did not await. A failure among
+    /// these that nobody handled is one of the run.
     Query { app: String, name: String },
-    /// `({ db, log, app, body, input }, input)`, ending in [`Outcome::Returned`].
+    /// `({ db, log, app, body, input }, input)`, ending as a query does.
     Action { app: String, name: String },
     /// Compile only: nothing is evaluated. [`Outcome::Returned`] when it would load and has a default export.
     Check,
@@ -175,8 +181,8 @@ pub enum JobEvent {
         /// come in several batches (because of [`Limits::in_flight`] or their size).
         tick: Option<u32>,
     },
-    /// Calls that the handler made and that were never sent on, because it settled (or failed) first: to be recorded as
-    /// cancelled, never to be made or answered. Only more of these and the end come after it. `tick` as in a batch:
+    /// Calls that an automation's handler made and that were never sent on, because it settled (or failed) first: to be
+    /// recorded as cancelled, never to be made or answered. Only more of these and the end come after it. `tick` as in a batch:
     /// calls of one tick may come in several (because of their size), and some of its calls may have been sent before.
     /// At most [`wire::MAX_ABANDONED`] in one run; what a handler made beyond that is not told.
     Abandoned { calls: Vec<CtxCall>, tick: Option<u32> },

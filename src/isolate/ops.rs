@@ -14,7 +14,8 @@ use deno_core::v8;
 use v8::MapFnTo;
 
 use super::limits::Shared;
-use super::outgoing::{self, Outgoing};
+use super::outgoing::{self, Outgoing, TransactionStep};
+use super::rejections::Rejections;
 use super::snapshot::OWN_SCRIPTS;
 use super::wire::{self, FromHost};
 use super::{Limits, ops_web};
@@ -88,7 +89,9 @@ pub(super) struct State {
     outgoing: RefCell<Outgoing>,
     in_flight: Cell<u32>,
     pub(super) timers: RefCell<Timers>,
-    pub(super) rejections: RefCell<Vec<Rejection>>,
+    /// Transactions that were begun and whose end was not answered yet.
+    open_transactions: Cell<u32>,
+    pub(super) rejections: RefCell<Rejections>,
     pub(super) decoders: RefCell<ops_web::Decoders>,
     pub(super) keep_alive: Cell<bool>,
     /// Set by the reaction on the handler's promise: what stopped V8 then was the end of the run.
@@ -99,20 +102,12 @@ pub(super) struct State {
     pub(super) stack_entry: v8::Global<v8::Function>,
 }
 
-/// A promise that was rejected while nothing handled it.
-pub(super) struct Rejection {
-    pub(super) promise: v8::Global<v8::Promise>,
-    pub(super) value: v8::Global<v8::Value>,
-}
-
-/// Rejections remembered within one tick; what floods beyond that is not each worth a log line.
-pub(super) const MAX_REJECTIONS: usize = 1000;
-
 /// Who gets an answer, what it is called in the log, and where the call was made.
 struct Waiting {
     to: Answer,
     first_only: bool,
     label: String,
+    transaction: Option<TransactionStep>,
     site: Option<v8::Global<v8::StackTrace>>,
 }
 
@@ -135,6 +130,7 @@ impl State {
             outgoing: RefCell::default(),
             in_flight: Cell::new(0),
             timers: RefCell::default(),
+            open_transactions: Cell::new(0),
             rejections: RefCell::default(),
             decoders: RefCell::default(),
             keep_alive: Cell::new(false),
@@ -149,6 +145,11 @@ impl State {
     /// True while something outside JavaScript could still make it run.
     pub(super) fn has_pending(&self) -> bool {
         !self.waiting.borrow().is_empty() || !self.timers.borrow().by_time.is_empty() || self.keep_alive.get()
+    }
+
+    /// True while a call is not answered, or a transaction not over. Meant for a run that has `db` calls alone.
+    pub(super) fn has_open_calls(&self) -> bool {
+        !self.waiting.borrow().is_empty() || self.open_transactions.get() > 0
     }
 
     pub(super) fn add_log(&self, level: LogLevel, message: String, fields_json: Option<String>) {
@@ -188,15 +189,15 @@ impl State {
         }
     }
 
-    /// Ends the last tick: sends its log lines, and the calls that were not sent yet as abandoned. A run that was
-    /// stopped by a limit has none: its host has done enough for it.
+    /// Ends the last tick: sends its log lines, and, when these are to be told, the calls that were not sent yet as
+    /// abandoned.
     ///
     /// # Errors
     /// As [`Self::flush`].
-    pub(super) fn flush_last(&self, was_stopped: bool) -> std::io::Result<()> {
+    pub(super) fn flush_last(&self, tells_abandoned: bool) -> std::io::Result<()> {
         let mut outgoing = self.outgoing.borrow_mut();
         outgoing.end_tick();
-        if was_stopped {
+        if !tells_abandoned {
             outgoing.clear();
         }
         let mut outbox = self.shared.outbox();
@@ -215,8 +216,8 @@ impl State {
         }
     }
 
-    /// Tells in the log of the calls that nothing will come of, because the handler has settled.
-    pub(super) fn log_pending(&self, is_automation: bool) {
+    /// Tells in the log of the calls that nothing will come of, because an automation's handler has settled.
+    pub(super) fn log_pending(&self) {
         let waiting = self.waiting.borrow();
         if waiting.is_empty() {
             return;
@@ -224,8 +225,16 @@ impl State {
         let mut ids: Vec<u32> = waiting.keys().copied().collect();
         ids.sort_unstable();
         let labels = ids.iter().take(outgoing::SHOWN_NAMES).filter_map(|id| Some(waiting.get(id)?.label.clone()));
-        let message = outgoing::pending_message(waiting.len(), labels.collect(), !is_automation);
+        let message = outgoing::pending_message(waiting.len(), labels.collect());
         self.add_log(LogLevel::Warn, message, None);
+    }
+
+    /// Tells in the log of the `db` calls that are not made, because the handler failed before they were sent. Those
+    /// that were sent are made.
+    pub(super) fn log_unsent(&self) {
+        if let Some(message) = self.outgoing.borrow().unsent_message() {
+            self.add_log(LogLevel::Warn, message, None);
+        }
     }
 }
 
@@ -264,11 +273,11 @@ fn call_body(scope: &v8::PinScope<'_, '_>, args: &Args<'_>, from: i32) -> Option
     Some((body, kind == "runsLast"))
 }
 
-/// `{op, sql?, params?, tx?}`; `params` is JSON text already.
+/// `{op, sql?, params?, tx?}`; `params` is JSON text already, and so is `tx`, a number.
 fn db_json(op: &str, sql: Option<String>, params: Option<String>, tx: Option<String>) -> String {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let mut json = format!("{{\"op\":{}", quoted(op));
-    let parts = [("sql", sql.as_deref().map(quoted)), ("params", params), ("tx", tx.as_deref().map(quoted))];
+    let parts = [("sql", sql.as_deref().map(quoted)), ("params", params), ("tx", tx)];
     for (name, value) in parts {
         if let Some(value) = value {
             json.push_str(&format!(",\"{name}\":{value}"));
@@ -303,7 +312,8 @@ fn send(scope: &mut v8::PinScope<'_, '_>, args: &Args<'_>, from: i32, to: Answer
     state.next_call.set(next);
     let site = v8::StackTrace::current_stack_trace(scope, CALL_SITE_FRAMES).map(|site| v8::Global::new(scope, site));
     let label = outgoing::label(&body, first_only);
-    state.waiting.borrow_mut().insert(id, Waiting { to, first_only, label, site });
+    let transaction = TransactionStep::of(&body);
+    state.waiting.borrow_mut().insert(id, Waiting { to, first_only, label, transaction, site });
     state.outgoing.borrow_mut().push(CtxCall { id, at: now_ms(), body });
     Ok(())
 }
@@ -343,6 +353,11 @@ pub(super) fn answer(scope: &mut v8::PinScope<'_, '_>, state: &State, id: u32, r
         return false;
     };
     state.in_flight.set(state.in_flight.get().saturating_sub(1));
+    match (waiting.transaction, reply) {
+        (Some(TransactionStep::Begin), Ok(_)) => state.open_transactions.update(|open| open + 1),
+        (Some(TransactionStep::End), _) => state.open_transactions.update(|open| open.saturating_sub(1)),
+        _ => {}
+    }
     let result = match reply {
         Ok(None) => Ok(v8::undefined(scope).into()),
         Ok(Some(json)) => parse(scope, json, waiting.first_only)

@@ -2,9 +2,10 @@
 //! that become frames.
 //!
 //! Words: a *tick* is one turn of the event loop; the calls of a tick that made several carry its number, whatever
-//! frames they come in. A call that is still here when the handler settles is *abandoned*: the daemon is told of it,
-//! and never makes it. So a call is either sent or abandoned, never both and never neither, whatever the two processes
-//! are doing at that moment.
+//! frames they come in. An automation's call that is still here when the handler settles is *abandoned*: the daemon is
+//! told of it, and never makes it. So a call is either sent or abandoned, never both and never neither, whatever the two
+//! processes are doing at that moment. A query or an action that settles well leaves no call here; what is here when it
+//! fails is dropped.
 
 use std::collections::VecDeque;
 
@@ -51,6 +52,15 @@ impl Outgoing {
         (calls, number)
     }
 
+    /// What the log says of the calls that are still here when a query or an action has failed; none when none is.
+    pub(super) fn unsent_message(&self) -> Option<String> {
+        let labels = self.queue.iter().take(SHOWN_NAMES).map(|(_, call)| label(&call.body, false)).collect();
+        let (unsent, names) = (self.queue.len(), listed(self.queue.len(), labels));
+        let fate = if unsent == 1 { "was not sent and is not made" } else { "were not sent and are not made" };
+        let told = || format!("the handler failed: {unsent} of its `db` calls {fate}: {names}; await each call");
+        (unsent > 0).then(told)
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self { tick: self.tick, ..Self::default() };
     }
@@ -87,33 +97,54 @@ pub(super) fn label(body: &CtxCallBody, first_only: bool) -> String {
         CtxCallBody::StateDelete { key } => format!("state.delete {:?}", short(key)),
         CtxCallBody::RunsList { .. } if first_only => "runs.last".to_owned(),
         CtxCallBody::RunsList { .. } => "runs.list".to_owned(),
-        CtxCallBody::Db { args_json } => {
-            // This runtime wrote the text, with the operation first.
-            let op = args_json.strip_prefix("{\"op\":\"").and_then(|rest| rest.split('"').next()).unwrap_or_default();
-            let member = if matches!(op, "begin" | "commit" | "rollback") { "transaction" } else { op };
-            format!("db.{member}")
+        CtxCallBody::Db { .. } if TransactionStep::of(body).is_some() => "db.transaction".to_owned(),
+        CtxCallBody::Db { args_json } => format!("db.{}", db_op(args_json)),
+    }
+}
+
+/// The operation of a `db` call: this runtime wrote the text, with the operation first.
+fn db_op(args_json: &str) -> &str {
+    args_json.strip_prefix("{\"op\":\"").and_then(|rest| rest.split('"').next()).unwrap_or_default()
+}
+
+/// What a `db` call does to a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TransactionStep {
+    Begin,
+    /// Commit or rollback.
+    End,
+}
+
+impl TransactionStep {
+    pub(super) fn of(body: &CtxCallBody) -> Option<Self> {
+        let CtxCallBody::Db { args_json } = body else { return None };
+        match db_op(args_json) {
+            "begin" => Some(Self::Begin),
+            "commit" | "rollback" => Some(Self::End),
+            _ => None,
         }
     }
 }
 
-/// What the log says of calls that were pending when the handler settled; `labels` are those of the first few.
-/// Statements of a `db` that were sent are carried out in their order, so of them nothing certain can be said.
-pub(super) fn pending_message(pending: usize, mut labels: Vec<String>, is_db: bool) -> String {
+/// What the log says of calls that were pending when an automation's handler settled; `labels` are those of the first
+/// few.
+pub(super) fn pending_message(pending: usize, labels: Vec<String>) -> String {
+    let fate = if pending == 1 { "it is cancelled" } else { "they are cancelled" };
+    let names = listed(pending, labels);
+    format!("the handler settled before {pending} of its calls had ended, and {fate}: {names}; await each call")
+}
+
+/// `a, b, c and 6 more`, of so many in all.
+fn listed(all: usize, mut labels: Vec<String>) -> String {
     labels.truncate(SHOWN_NAMES);
-    let more = pending.saturating_sub(labels.len());
+    let more = all.saturating_sub(labels.len());
     if more > 0 {
         labels.push(format!("{more} more"));
     }
-    let names = match labels.split_last() {
+    match labels.split_last() {
         Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
         _ => labels.concat(),
-    };
-    let fate = match (is_db, pending) {
-        (true, _) => ", which may be lost",
-        (false, 1) => ", and it is cancelled",
-        (false, _) => ", and they are cancelled",
-    };
-    format!("the handler settled before {pending} of its calls had ended{fate}: {names}; await each call")
+    }
 }
 
 #[cfg(test)]
@@ -159,22 +190,36 @@ mod tests {
     #[test]
     fn a_line_names_a_few_pending_calls() {
         let labels = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        let told = |pending, names: &[&str], is_db| pending_message(pending, labels(names), is_db);
+        let told = |pending, names: &[&str]| pending_message(pending, labels(names));
         let start = "the handler settled before";
         for (got, expected) in [
-            (told(1, &["tool a"], false), "1 of its calls had ended, and it is cancelled: tool a; await each call"),
-            (told(2, &["a", "b"], false), "2 of its calls had ended, and they are cancelled: a and b; await each call"),
+            (told(1, &["tool a"]), "1 of its calls had ended, and it is cancelled: tool a; await each call"),
+            (told(2, &["a", "b"]), "2 of its calls had ended, and they are cancelled: a and b; await each call"),
             (
-                told(9, &["a", "b", "c", "d"], false),
+                told(9, &["a", "b", "c", "d"]),
                 "9 of its calls had ended, and they are cancelled: a, b, c and 6 more; await each call",
             ),
-            (told(1, &["db.run"], true), "1 of its calls had ended, which may be lost: db.run; await each call"),
         ] {
             assert_eq!(got, format!("{start} {expected}"));
         }
         let long = label(&CtxCallBody::StateGet { key: "é\n".repeat(1000) }, false);
         assert!(long.starts_with("state.get \"é\\né") && long.ends_with("…\"") && long.len() < 120, "{long}");
-        let db = |op: &str| label(&CtxCallBody::Db { args_json: format!("{{\"op\":\"{op}\",\"sql\":\"x\"}}") }, false);
-        assert_eq!([db("get"), db("begin")], ["db.get", "db.transaction"]);
+    }
+
+    #[test]
+    fn a_line_names_a_few_calls_that_were_not_sent() {
+        let mut outgoing = Outgoing::default();
+        assert_eq!(outgoing.unsent_message(), None);
+        for (op, expected) in [
+            ("get", "1 of its `db` calls was not sent and is not made: db.get"),
+            ("begin", "2 of its `db` calls were not sent and are not made: db.get and db.transaction"),
+            ("run", "3 of its `db` calls were not sent and are not made: db.get, db.transaction and db.run"),
+            ("exec", "4 of its `db` calls were not sent and are not made: db.get, db.transaction, db.run and 1 more"),
+        ] {
+            let body = CtxCallBody::Db { args_json: format!("{{\"op\":\"{op}\",\"sql\":\"x\"}}") };
+            outgoing.push(CtxCall { id: 0, at: 0, body });
+            let message = outgoing.unsent_message().expect("there is one");
+            assert_eq!(message, format!("the handler failed: {expected}; await each call"));
+        }
     }
 }

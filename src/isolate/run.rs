@@ -3,8 +3,12 @@
 //!
 //! There is no async runtime here. One turn is: run what is due, drain the microtasks, send what they asked for, wait
 //! for the next frame or timer. The handler's promise is read by its state, never through its `then`, which is the
-//! handler's to patch. When it settles, execution is terminated: nothing of the handler runs afterwards but the
-//! getters of what it returned.
+//! handler's to patch.
+//!
+//! When an automation's promise settles, execution is terminated: nothing of the handler runs afterwards but the getters
+//! of what it returned. When that of a query or an action is fulfilled, its result is taken, and then the loop goes on
+//! until every `db` call has been answered and every transaction is over, so that no write is lost because nobody waited
+//! for it; only these keep it going, timers do not. What fails meanwhile and is handled by nobody fails the run.
 
 use std::io;
 use std::rc::Rc;
@@ -15,7 +19,7 @@ use v8::MapFnTo;
 
 use super::limits::{Next, Shared};
 use super::loader::{self, CodeCache};
-use super::ops::{self, MAX_REJECTIONS, Rejection, State};
+use super::ops::{self, State};
 use super::snapshot::{Entries, Fresh};
 use super::wire::ToHost;
 use super::{Job, JobKind, Limits, Outcome};
@@ -26,15 +30,8 @@ use crate::fire::ErrorCode;
 const MAX_STACK_LINES: usize = 20;
 /// Bytes of a failure's first line; an error's message may quote anything.
 const MAX_MESSAGE: usize = 16 << 10;
-
-/// What the isolate asks of its embedder, whatever runs in it.
-pub(super) fn set_callbacks(isolate: &mut v8::OwnedIsolate) {
-    isolate.set_promise_reject_callback(on_reject);
-    isolate.set_prepare_stack_trace_callback(prepare_stack);
-    isolate.set_allow_wasm_code_generation_callback(refuse_wasm);
-    isolate.set_host_import_module_dynamically_callback(refuse_import);
-    isolate.set_host_initialize_import_meta_object_callback(import_meta);
-}
+/// Stands behind the message of a rejection that nobody handled.
+const NOT_AWAITED: &str = " (not awaited by the handler: await each `db` call)";
 
 /// Why a turn of the loop did not lead to another.
 enum Stopped {
@@ -78,7 +75,9 @@ pub(super) fn run(
     v8::scope!(let scope, &mut fresh.isolate);
     let context = v8::Local::new(scope, &fresh.context);
     let scope = &mut v8::ContextScope::new(scope, context);
-    let mut turn = Turn { state: &state, entries: &fresh.entries, shared, number, aborted: false, module: None };
+    let is_automation = matches!(job.kind, JobKind::Automation { .. });
+    let entries = &fresh.entries;
+    let mut turn = Turn { state: &state, entries, shared, number, is_automation, aborted: false, module: None };
     let outcome = match turn.whole(scope, job, cache) {
         Ok(outcome) | Err(Stopped::End(outcome)) => outcome,
         Err(Stopped::Limit) => Outcome::Aborted,
@@ -92,9 +91,15 @@ pub(super) fn run(
     };
     let settled = matches!(outcome, Outcome::Settled { .. } | Outcome::Returned { .. });
     if stopped.is_none() && !turn.aborted {
-        state.log_pending(matches!(job.kind, JobKind::Automation { .. }));
+        if is_automation {
+            state.log_pending();
+        } else {
+            turn.log_rejections(scope);
+            state.log_unsent();
+        }
     }
-    state.flush_last(stopped.is_some())?;
+    // A run that was stopped by a limit tells of no calls: its host has done enough for it.
+    state.flush_last(is_automation && stopped.is_none())?;
     ended(outcome)?;
     if let Some(module) = turn.module.filter(|_| settled) {
         let module = v8::Local::new(scope, module);
@@ -108,6 +113,7 @@ struct Turn<'a> {
     entries: &'a Entries,
     shared: &'static Shared,
     number: u32,
+    is_automation: bool,
     aborted: bool,
     module: Option<v8::Global<v8::Module>>,
 }
@@ -138,10 +144,9 @@ impl Turn<'_> {
         let Some(promise) = evaluated.and_then(|value| value.try_cast::<v8::Promise>().ok()) else {
             return self.stopped_or(Outcome::failed(ErrorCode::HandlerLoad, "the handler cannot be evaluated"));
         };
-        promise.mark_as_handled();
-        let promise = v8::Global::new(scope, promise);
+        let promise = self.own(scope, promise);
         if let Err(error) = self.settle(scope, &promise)? {
-            return Ok(self.describe(scope, error, ErrorCode::HandlerLoad));
+            return Ok(self.describe(scope, error, ErrorCode::HandlerLoad, ""));
         }
 
         let handler = loader::default_export(scope, module)?;
@@ -154,7 +159,7 @@ impl Turn<'_> {
         let value = match (called, error) {
             (Some(value), _) => value,
             (None, Some(error)) if self.shared.stopped().is_none() => {
-                return Ok(self.describe(scope, error, ErrorCode::HandlerThrew));
+                return Ok(self.describe(scope, error, ErrorCode::HandlerThrew, ""));
             }
             (None, _) => return Err(Stopped::Limit),
         };
@@ -162,10 +167,15 @@ impl Turn<'_> {
             None => Ok(value),
             Some(promise) => self.settle(scope, &promise)?,
         };
-        match result {
-            Ok(value) => self.outcome(scope, job, value),
-            Err(error) => Ok(self.describe(scope, error, ErrorCode::HandlerThrew)),
+        let outcome = match result {
+            Ok(value) => self.outcome(scope, value)?,
+            Err(error) => self.describe(scope, error, ErrorCode::HandlerThrew, ""),
+        };
+        if matches!(outcome, Outcome::Returned { .. }) {
+            self.finish_calls(scope)?;
+            return Ok(self.unhandled(scope).unwrap_or(outcome));
         }
+        Ok(outcome)
     }
 
     /// The default export's arguments.
@@ -226,7 +236,7 @@ impl Turn<'_> {
                 resolver.get_promise(scope)
             }
         };
-        if promise.state() == v8::PromiseState::Pending {
+        if self.is_automation && promise.state() == v8::PromiseState::Pending {
             // Stops the microtasks that stand behind the handler's own end. When the handler has patched what `then`
             // looks up, this may fail; the state is looked at after every turn in any case.
             let done = v8::Function::builder_raw(on_settled.map_fn_to()).build(scope);
@@ -234,8 +244,14 @@ impl Turn<'_> {
                 promise.then2(scope, done, done);
             }
         }
+        Ok(Some(self.own(scope, promise)))
+    }
+
+    /// A promise that this loop looks at by itself: its rejection is not one that nobody handles.
+    fn own(&self, scope: &v8::PinScope<'_, '_>, promise: v8::Local<'_, v8::Promise>) -> v8::Global<v8::Promise> {
         promise.mark_as_handled();
-        Ok(Some(v8::Global::new(scope, promise)))
+        self.state.rejections.borrow_mut().forget(promise);
+        v8::Global::new(scope, promise)
     }
 
     /// Turns the loop until the promise settles.
@@ -256,7 +272,9 @@ impl Turn<'_> {
             if self.shared.stopped().is_some() {
                 return Err(Stopped::Limit);
             }
-            self.log_rejections(scope, promise);
+            if self.is_automation {
+                self.log_rejections(scope);
+            }
             let local = v8::Local::new(scope, promise);
             match local.state() {
                 v8::PromiseState::Fulfilled => return Ok(Ok(local.result(scope))),
@@ -268,6 +286,33 @@ impl Turn<'_> {
                 return Err(Stopped::End(Outcome::failed(
                     ErrorCode::NeverSettled,
                     "the handler's promise can never settle: no call and no timer is left that could",
+                )));
+            }
+            v8::scope!(let scope, scope);
+            self.wait(scope)?;
+        }
+    }
+
+    /// Turns the loop until every `db` call is answered and every transaction over, those included that the handler's
+    /// code makes meanwhile: if it never comes to an end, a limit ends it.
+    fn finish_calls(&mut self, scope: &mut v8::PinScope<'_, '_>) -> Result<(), Stopped> {
+        loop {
+            {
+                v8::scope!(let scope, scope);
+                scope.perform_microtask_checkpoint();
+            }
+            if self.shared.stopped().is_some() {
+                return Err(Stopped::Limit);
+            }
+            self.state.flush()?;
+            if !self.state.has_open_calls() {
+                return Ok(());
+            }
+            if !self.state.has_pending() {
+                return Err(Stopped::End(Outcome::failed(
+                    ErrorCode::NeverSettled,
+                    "a transaction that the handler did not await can never end: no call and no timer is left that could \
+                     end it",
                 )));
             }
             v8::scope!(let scope, scope);
@@ -333,26 +378,38 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Rejections that are still unhandled at the end of a turn go to the log; they do not fail the run.
-    fn log_rejections(&self, scope: &mut v8::PinScope<'_, '_>, own: &v8::Global<v8::Promise>) {
-        let rejections = std::mem::take(&mut *self.state.rejections.borrow_mut());
-        for Rejection { promise, value } in rejections {
-            if promise != *own {
+    /// Rejections that nobody has handled go to the log; they do not fail the run.
+    fn log_rejections(&self, scope: &mut v8::PinScope<'_, '_>) {
+        let (values, _) = self.state.rejections.borrow_mut().take();
+        values.into_iter().for_each(|value| self.log_rejection(scope, value));
+    }
+
+    fn log_rejection(&self, scope: &mut v8::PinScope<'_, '_>, value: v8::Global<v8::Value>) {
+        v8::scope!(let scope, scope);
+        let value = v8::Local::new(scope, value);
+        self.call(scope, &self.entries.rejected, &[value]);
+    }
+
+    /// What the first rejection that nobody has handled comes to, if there is one; the others go to the log.
+    fn unhandled(&self, scope: &mut v8::PinScope<'_, '_>) -> Option<Outcome> {
+        let (values, beyond) = self.state.rejections.borrow_mut().take();
+        let mut values = values.into_iter();
+        let outcome = match values.next() {
+            Some(first) => {
                 v8::scope!(let scope, scope);
-                let value = v8::Local::new(scope, value);
-                self.call(scope, &self.entries.rejected, &[value]);
+                let first = v8::Local::new(scope, first);
+                self.describe(scope, first, ErrorCode::HandlerThrew, NOT_AWAITED)
             }
-        }
+            None if beyond == 0 => return None,
+            None => Outcome::failed(ErrorCode::HandlerThrew, format!("a promise was rejected{NOT_AWAITED}")),
+        };
+        values.for_each(|value| self.log_rejection(scope, value));
+        Some(outcome)
     }
 
     /// What the returned value says, by the kind of the job.
-    fn outcome(
-        &self,
-        scope: &mut v8::PinScope<'_, '_>,
-        job: &Job,
-        value: v8::Local<'_, v8::Value>,
-    ) -> Result<Outcome, Stopped> {
-        let is_automation = matches!(job.kind, JobKind::Automation { .. });
+    fn outcome(&self, scope: &mut v8::PinScope<'_, '_>, value: v8::Local<'_, v8::Value>) -> Result<Outcome, Stopped> {
+        let is_automation = self.is_automation;
         let entry = if is_automation { &self.entries.outcome } else { &self.entries.returned };
         let value = v8::Local::new(scope, value);
         let [summary, json, problem] = self.three(scope, entry, value);
@@ -396,10 +453,18 @@ impl Turn<'_> {
         })
     }
 
-    fn describe(&self, scope: &mut v8::PinScope<'_, '_>, error: v8::Local<'_, v8::Value>, code: ErrorCode) -> Outcome {
+    /// A failure of what was thrown; `remark` comes behind its message.
+    fn describe(
+        &self,
+        scope: &mut v8::PinScope<'_, '_>,
+        error: v8::Local<'_, v8::Value>,
+        code: ErrorCode,
+        remark: &str,
+    ) -> Outcome {
         let [message, stack, error_code] = self.three(scope, &self.entries.describe, error);
         let message = message.unwrap_or_else(|| "the handler threw something that cannot be shown".to_owned());
         let mut text = cut(message, MAX_MESSAGE);
+        text.push_str(remark);
         let lines = stack.as_deref().unwrap_or_default().lines().filter(|line| line.starts_with("    at "));
         for line in lines.take(MAX_STACK_LINES) {
             text.push('\n');
@@ -429,71 +494,6 @@ fn on_settled(scope: &mut v8::PinScope<'_, '_>, _: ops::Args<'_>, _: ops::Ret<'_
         state.settled.set(true);
         scope.terminate_execution();
     }
-}
-
-unsafe extern "C" fn on_reject(message: v8::PromiseRejectMessage<'_>) {
-    v8::callback_scope!(unsafe scope, &message);
-    let Some(state) = ops::state(scope) else { return };
-    let promise = message.get_promise();
-    let mut rejections = state.rejections.borrow_mut();
-    match message.get_event() {
-        v8::PromiseRejectEvent::PromiseRejectWithNoHandler => {
-            if let Some(value) = message.get_value()
-                && rejections.len() < MAX_REJECTIONS
-            {
-                let promise = v8::Global::new(scope, promise);
-                rejections.push(Rejection { promise, value: v8::Global::new(scope, value) });
-            }
-        }
-        v8::PromiseRejectEvent::PromiseHandlerAddedAfterReject => {
-            rejections.retain(|rejection| v8::Local::new(scope, &rejection.promise) != promise);
-        }
-        _ => {}
-    }
-}
-
-/// `error.stack`: formatted by the runtime, which leaves its own frames out. Also what keeps call sites, and with them
-/// `Error.prepareStackTrace`, out of a handler's reach.
-fn prepare_stack<'s>(
-    scope: &mut v8::PinScope<'s, '_>,
-    error: v8::Local<'s, v8::Value>,
-    sites: v8::Local<'s, v8::Array>,
-) -> v8::Local<'s, v8::Value> {
-    let undefined = v8::undefined(scope).into();
-    let Some(state) = ops::state(scope) else {
-        return undefined;
-    };
-    v8::tc_scope!(let scope, scope);
-    let function = v8::Local::new(scope, &state.stack_entry);
-    function.call(scope, undefined, &[error, sites.into()]).unwrap_or(undefined)
-}
-
-fn refuse_import<'s>(
-    scope: &mut v8::PinScope<'s, '_>,
-    _options: v8::Local<'s, v8::Data>,
-    _referrer: v8::Local<'s, v8::Value>,
-    specifier: v8::Local<'s, v8::String>,
-    _attributes: v8::Local<'s, v8::FixedArray>,
-) -> Option<v8::Local<'s, v8::Promise>> {
-    let name = specifier.to_rust_string_lossy(scope);
-    let message = format!("import of {name:?} is not possible: a handler is one module and imports nothing");
-    let message = v8::String::new(scope, &message)?;
-    let error = v8::Exception::type_error(scope, message);
-    let resolver = v8::PromiseResolver::new(scope)?;
-    resolver.reject(scope, error)?;
-    Some(resolver.get_promise(scope))
-}
-
-extern "C" fn refuse_wasm(_: v8::Local<'_, v8::Context>, _: v8::Local<'_, v8::String>) -> bool {
-    false
-}
-
-/// `import.meta` is an empty object: there is nothing to say about where a handler is.
-unsafe extern "C" fn import_meta(
-    _: v8::Local<'_, v8::Context>,
-    _: v8::Local<'_, v8::Module>,
-    _: v8::Local<'_, v8::Object>,
-) {
 }
 
 #[cfg(test)]

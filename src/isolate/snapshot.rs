@@ -10,7 +10,7 @@ use std::sync::{Once, OnceLock};
 use deno_core::v8;
 
 use super::limits::{self, Shared};
-use super::{Limits, ops, run};
+use super::{Limits, callbacks, ops};
 
 /// In load order. The names are what V8 knows the scripts by; stacks leave out what starts with `dirigent:`.
 const SCRIPTS: &[(&str, &str)] = &[
@@ -192,7 +192,7 @@ pub(super) fn fresh(blob: &'static [u8], shared: &'static Shared, limits: &Limit
     let mut isolate = v8::Isolate::new(params);
     isolate.set_microtasks_policy(v8::MicrotasksPolicy::Explicit);
     limits::guard(&mut isolate);
-    run::set_callbacks(&mut isolate);
+    callbacks::set(&mut isolate);
     let (entries, context) = {
         v8::scope!(let scope, &mut isolate);
         let context = v8::Context::new(scope, v8::ContextOptions::default());

@@ -8,7 +8,8 @@
 //!   `{changes, lastInsertRowid}`; `exec` → `undefined`, any number of statements.
 //! - `begin`, `commit`, `rollback` with `tx`, a number that the caller chooses. One transaction may be open at a time:
 //!   a second `begin` is refused. A call with `tx` belongs to that transaction and is refused when it is not the open
-//!   one; a call without `tx` joins whatever is open.
+//!   one; a call without `tx` joins whatever is open. A `commit` that fails rolls back, so that what comes after it is
+//!   not lost with it.
 //! - Values: see [`values`].
 //!
 //! Invariants: handler code reaches this one file and nothing else of the disk (see [`connection`]); migrations have
@@ -109,9 +110,9 @@ impl DataDb {
         }
     }
 
-    /// Ends the session. After a success the calls that the handler made without waiting for them are still performed;
-    /// after a failure what runs is interrupted. A transaction left open is rolled back either way. The connection is
-    /// closed when this returns.
+    /// Ends the session. After a success the calls that were made and that nobody waited for are still performed; after
+    /// a failure what runs is interrupted. A transaction left open is rolled back either way. The connection is closed
+    /// when this returns.
     pub async fn finish(self, success: bool) {
         let Self { requests, stop, closed } = self;
         if !success {
@@ -227,6 +228,10 @@ impl Session {
             return Err(CallError::new(INVALID_CALL, format!("`{op}`: that transaction is not open")));
         }
         let outcome = self.connection.execute_batch(if op == "commit" { "COMMIT" } else { "ROLLBACK" });
+        if outcome.is_err() && op == "commit" && !self.connection.is_autocommit() {
+            // A deferred constraint. The handler is told of the commit's own error, and cannot try again.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
         if self.connection.is_autocommit() {
             self.open_tx = None;
         }

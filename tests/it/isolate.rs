@@ -2,6 +2,7 @@
 //! the daemon is told.
 
 mod depth;
+mod statements;
 mod unsent;
 
 use std::path::PathBuf;
@@ -498,7 +499,6 @@ async fn queries_and_actions_get_a_database() {
         (JobKind::Action { app: "shop".into(), name: "a".into() }, false),
     ] {
         let mut sent = Vec::new();
-        let mut begun = 0;
         let running =
             pool.run(Job { kind, input_json: Some("{\"i\":1}".into()), ..job(source) }).await.expect("a host");
         let seen = follow(running, |call| {
@@ -506,10 +506,6 @@ async fn queries_and_actions_get_a_database() {
             let args: serde_json::Value = serde_json::from_str(args_json).expect("JSON");
             sent.push(args_json.clone());
             Some(match args["op"].as_str().expect("op") {
-                "begin" => {
-                    begun += 1;
-                    Ok(Some(format!("\"t{begun}\"")))
-                }
                 "get" => Ok(Some("{\"n\":1}".into())),
                 "all" => Ok(Some("[]".into())),
                 _ => Ok(None),
@@ -534,14 +530,14 @@ async fn queries_and_actions_get_a_database() {
                 r#"{"op":"all","sql":"select :a","params":{"a":1}}"#,
                 r#"{"op":"run","sql":"insert"}"#,
                 r#"{"op":"exec","sql":"vacuum"}"#,
-                r#"{"op":"begin"}"#,
-                r#"{"op":"run","sql":"in tx","params":[5],"tx":"t1"}"#,
-                r#"{"op":"commit","tx":"t1"}"#,
-                r#"{"op":"begin"}"#,
-                r#"{"op":"exec","sql":"bad","tx":"t2"}"#,
-                r#"{"op":"rollback","tx":"t2"}"#,
-                r#"{"op":"begin"}"#,
-                r#"{"op":"rollback","tx":"t3"}"#,
+                r#"{"op":"begin","tx":1}"#,
+                r#"{"op":"run","sql":"in tx","params":[5],"tx":1}"#,
+                r#"{"op":"commit","tx":1}"#,
+                r#"{"op":"begin","tx":2}"#,
+                r#"{"op":"exec","sql":"bad","tx":2}"#,
+                r#"{"op":"rollback","tx":2}"#,
+                r#"{"op":"begin","tx":3}"#,
+                r#"{"op":"rollback","tx":3}"#,
             ]
         );
     }

@@ -257,6 +257,23 @@ async fn transactions_hold_together_and_do_not_nest() {
 }
 
 #[tokio::test]
+async fn a_commit_that_fails_leaves_no_transaction_open() {
+    let references = "CREATE TABLE a (id INTEGER PRIMARY KEY);
+        CREATE TABLE b (a INTEGER REFERENCES a (id) DEFERRABLE INITIALLY DEFERRED);";
+    let app = App::with(&[("0001_init.sql", references)]);
+    let db = app.action().await;
+    let run = |sql: &str| json!({"op": "run", "sql": sql});
+    call(&db, json!({"op": "exec", "sql": "PRAGMA foreign_keys = ON"})).await.unwrap();
+    call(&db, json!({"op": "begin", "tx": 1})).await.unwrap();
+    call(&db, run("INSERT INTO b VALUES (7)")).await.unwrap();
+    let refused = Err(("SQLITE_CONSTRAINT", "FOREIGN KEY constraint failed"));
+    check(&db, &[(json!({"op": "commit", "tx": 1}), refused)]).await;
+    call(&db, run("INSERT INTO a VALUES (1)")).await.unwrap();
+    db.finish(true).await;
+    assert_eq!(app.one::<i64>("SELECT (SELECT count(*) FROM a) * 10 + (SELECT count(*) FROM b)"), 10);
+}
+
+#[tokio::test]
 async fn calls_are_performed_in_the_order_they_were_made_even_when_nobody_waits() {
     let app = App::with(&[("0001_init.sql", TODOS)]);
     let db = app.action().await;
