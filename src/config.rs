@@ -18,6 +18,7 @@ pub struct Config {
     pub runs: Runs,
     pub limits: Limits,
     pub ledger: Ledger,
+    pub hooks: Hooks,
     pub models: ModelsConfig,
 }
 
@@ -127,6 +128,46 @@ pub enum Survives {
     PowerLoss,
 }
 
+/// `[hooks]`: the webhook listener.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hooks {
+    /// How long a post waits for its run's end when it does not say, seconds.
+    pub wait_s: f64,
+    /// Authenticated posts of one slug in 60 s; more are refused.
+    pub posts_per_minute: u32,
+    pub body_bytes: usize,
+    /// For so long a delivery's id is known, seconds.
+    pub delivery_window_s: u64,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { wait_s: 10.0, posts_per_minute: 60, body_bytes: 64 * 1024, delivery_window_s: 24 * 3600 }
+    }
+}
+
+impl Hooks {
+    /// The longest that a post may ask to wait, and that the setting may be.
+    pub const MAX_WAIT_S: f64 = 60.0;
+
+    fn check(&self) -> Result<(), String> {
+        if !(0.0..=Self::MAX_WAIT_S).contains(&self.wait_s) {
+            return Err(format!("hooks.wait_s is {}; it must be from 0 to {}", self.wait_s, Self::MAX_WAIT_S));
+        }
+        if self.posts_per_minute == 0 {
+            return Err("hooks.posts_per_minute is 0; it must be at least 1".to_owned());
+        }
+        if !(1..=16 * 1024 * 1024).contains(&self.body_bytes) {
+            return Err(format!("hooks.body_bytes is {}; it must be from 1 to 16777216", self.body_bytes));
+        }
+        if self.delivery_window_s > 365 * 24 * 3600 {
+            return Err(format!("hooks.delivery_window_s is {}; it must be at most a year", self.delivery_window_s));
+        }
+        Ok(())
+    }
+}
+
 /// A settings file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -166,6 +207,7 @@ impl Config {
         if let Some(problem) = self.models.problems().into_iter().next() {
             return Err(problem);
         }
+        self.hooks.check()?;
         self.limits.check()
     }
 }
@@ -196,6 +238,7 @@ mod tests {
             ("[limits]\ncpu_ms = \"5\"", "line 2"),
             ("[limits]\nheap_bytes = 5", "at least"),
             ("[runs]\nslots = 0", "from 1 to 1024"),
+            ("[hooks]\nwait_s = 61", "from 0 to 60"),
             ("nope", "line 1"),
             ("[models.local]\nbase_url = \"nowhere\"", "base_url"),
         ] {

@@ -332,6 +332,9 @@ pub struct TriggerInfo {
     /// How many earlier instants this run stands for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
+    /// The webhook that was posted to, and the sender's id of that delivery when it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery_id: Option<String>,
     /// Why a `skipped` row was not run: `overlap`, `missed` or `filter`.

@@ -335,6 +335,7 @@ async fn tell_in_process(place: &Place, daemon: &Daemon, fire: Fire) -> Outcome 
         input_json,
         parent: None,
         synced: false,
+        skip: None,
         opened: None,
         ended: None,
     };

@@ -169,6 +169,7 @@ fn failure_fire(row: &NewRun, end: &RunEnd, manifest: &Manifest) -> Option<FireR
         input_json: Some(failed.to_string()),
         parent: None,
         synced: false,
+        skip: None,
         opened: None,
         ended: None,
     })

@@ -72,11 +72,20 @@ pub struct Refusal {
     pub passing: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
     Inserted,
     /// This cron instant has a row already, or had one.
     Duplicate,
+    /// This webhook delivery has a row already, or had one: that run.
+    Redelivered(RunId),
+}
+
+/// Why a fire is recorded and not run, when its caller decides that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// The body of a post does not pass the webhook's `filter`.
+    Filter,
 }
 
 /// A fire that somebody asks for.
@@ -90,6 +99,8 @@ pub struct FireRequest {
     pub parent: Option<RunId>,
     /// Its row must survive power loss before it is answered.
     pub synced: bool,
+    /// It is not to be run, only recorded as `skipped`; by whose decision.
+    pub skip: Option<Skip>,
     /// Told when the row is written, or why there is none.
     pub opened: Option<Token>,
     /// Told when the run has ended and that is written: [`Answer::Ended`]. When the ledger refuses the end,
@@ -116,6 +127,14 @@ pub enum Answer {
     /// Too deep, or a cycle.
     Refused {
         message: String,
+    },
+    /// This delivery was taken before, as that run; nothing was started.
+    Redelivered {
+        run: RunId,
+    },
+    /// Recorded as `skipped`, as asked for.
+    Skipped {
+        run: RunId,
     },
     /// The ledger did not take it.
     NotRecorded {

@@ -33,7 +33,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
-pub use event::{Answer, Effect, Event, FireRequest, Recorded, Recovered, Refusal, Token};
+pub use event::{Answer, Effect, Event, FireRequest, Recorded, Recovered, Refusal, Skip, Token};
 
 use crate::core::admission::Admission;
 use crate::core::disk::DiskBatch;
@@ -133,6 +133,8 @@ pub struct State {
     admission: Admission,
     runs: HashMap<RunId, Run>,
     closing: HashMap<RunId, Closing>,
+    /// Skipped rows that are being written, and who is to be told.
+    skipping: HashMap<RunId, Token>,
     agenda: BinaryHeap<Reverse<(EpochMs, Due)>>,
     /// Apps whose ledger is to be asked what they have missed: all that were there when the daemon started, and those
     /// whose ledger has refused a cron fire. Until it answers, nothing of theirs is fired by cron; it is made up for.
@@ -162,6 +164,7 @@ impl State {
             admission: Admission::new(slots),
             runs: HashMap::new(),
             closing: HashMap::new(),
+            skipping: HashMap::new(),
             agenda: BinaryHeap::new(),
             cold: HashSet::new(),
             recoveries: 0,
@@ -357,7 +360,15 @@ impl State {
     fn on_request(&mut self, now: EpochMs, request: FireRequest, effects: &mut Vec<Effect>) {
         let answer = match self.check_request(&request) {
             Ok(manifest) => {
-                self.admit(now, request, manifest, false, effects);
+                match request.skip {
+                    Some(Skip::Filter) => {
+                        let reason = Some("filter".to_owned());
+                        let request = FireRequest { trigger: TriggerInfo { reason, ..request.trigger }, ..request };
+                        let told = "the body does not pass the webhook's filter".to_owned();
+                        self.record_skipped(now, &request, told, effects);
+                    }
+                    None => self.admit(now, request, manifest, false, effects),
+                }
                 return;
             }
             Err(answer) => answer,

@@ -23,6 +23,7 @@ impl State {
             input_json: None,
             parent: None,
             synced: false,
+            skip: None,
             opened: None,
             ended: None,
         };
@@ -38,12 +39,21 @@ impl State {
         }
     }
 
-    fn record_skipped(&mut self, now: EpochMs, request: &FireRequest, summary: String, effects: &mut Vec<Effect>) {
+    pub(super) fn record_skipped(
+        &mut self,
+        now: EpochMs,
+        request: &FireRequest,
+        summary: String,
+        effects: &mut Vec<Effect>,
+    ) {
         let mut row = NewRun::from_request(request, (self.new_id)(now), now);
         row.status = RunStatus::Skipped;
         row.ended_at = Some(now);
         row.summary = Some(summary);
-        effects.push(Effect::OpenRun { run: row, synced: false });
+        if let Some(token) = request.opened {
+            self.skipping.insert(row.run_id.clone(), token);
+        }
+        effects.push(Effect::OpenRun { run: row, synced: request.synced });
     }
 
     /// Decides on a fire and has its row written. `late`: it makes up for a missed one, so it waits its turn; and its row is
@@ -108,18 +118,32 @@ impl State {
         effects: &mut Vec<Effect>,
     ) {
         let Some(run) = self.runs.get_mut(id) else {
-            match result {
-                Ok(Recorded::Inserted) => {}
-                Ok(Recorded::Duplicate) => effects.push(Effect::Notice(format!("skipped run {id}: {REPEATED}"))),
-                Err(Refusal { message, .. }) => {
-                    effects.push(Effect::Notice(format!("a skipped run could not be recorded: {message}")));
+            let token = self.skipping.remove(id);
+            let answer = match result {
+                Ok(Recorded::Inserted) => Answer::Skipped { run: id.clone() },
+                Ok(Recorded::Redelivered(run)) => Answer::Redelivered { run },
+                Ok(Recorded::Duplicate) => Answer::NotRecorded { message: REPEATED.to_owned() },
+                Err(Refusal { message, .. }) => Answer::NotRecorded { message },
+            };
+            match (token, answer) {
+                (Some(token), answer) => effects.push(Effect::Answer { token, answer }),
+                (None, Answer::NotRecorded { message }) => {
+                    effects.push(Effect::Notice(format!("skipped run {id} was not recorded: {message}")));
                 }
+                (None, _) => {}
             }
             return;
         };
         let Phase::Opening { launch } = run.phase else { return };
         let refused = match result {
             Ok(Recorded::Inserted) => None,
+            Ok(Recorded::Redelivered(first)) => {
+                if let Some(token) = run.opened {
+                    effects.push(Effect::Answer { token, answer: Answer::Redelivered { run: first } });
+                }
+                self.forget(id);
+                return;
+            }
             Ok(Recorded::Duplicate) => Some(Refusal { message: REPEATED.to_owned(), passing: false }),
             Err(refusal) => Some(refusal),
         };

@@ -223,6 +223,7 @@ impl Caller {
             input_json,
             parent: Some(self.run_id.clone()),
             synced: false,
+            skip: None,
             opened: Some(opened.token()),
             ended: Some(ended.token()),
         }));

@@ -227,6 +227,7 @@ impl Opening {
                 Ok(Recorded::Inserted)
             }
             Ok(Opened::Duplicate) => Ok(Recorded::Duplicate),
+            Ok(Opened::Redelivered(first)) => Ok(Recorded::Redelivered(first)),
             Err(error) => Err(refusal(&error)),
         };
         services.door.send(Event::RunOpened { run: self.run, result });

@@ -252,6 +252,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
         idle_close: LEDGER_IDLE,
         state_key_bytes: config.limits.state_key_bytes,
         state_bytes: config.limits.state_bytes,
+        delivery_window_ms: i64::try_from(config.hooks.delivery_window_s.saturating_mul(1000)).unwrap_or(i64::MAX),
     });
     let tools = AppTools::new(Arc::new(folders.clone()));
     let slots = config.runs.slots;

@@ -248,6 +248,7 @@ async fn fire(
         input_json,
         parent: None,
         synced: false,
+        skip: None,
         opened: None,
         ended: None,
     };

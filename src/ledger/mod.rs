@@ -20,6 +20,7 @@
 //! while a run was ending does not come back as an empty folder.
 
 mod checkpoint;
+mod deliveries;
 mod error;
 #[doc(hidden)]
 pub mod faults;
@@ -49,6 +50,7 @@ use tokio::sync::oneshot;
 use crate::core::manifest::HistoryKeep;
 use crate::fire::{AppId, AutomationId, EpochMs, LogLine, RunId};
 
+pub use deliveries::Delivery;
 pub use error::{Fault, LedgerError, StateScope};
 pub use health::{check_writable, problem, without_host_paths};
 pub use ops::{Opened, Watermark};
@@ -87,6 +89,8 @@ pub struct LedgerConfig {
     pub state_key_bytes: u64,
     /// Of all `ctx.state` of one automation.
     pub state_bytes: u64,
+    /// For so long a webhook delivery's id is known, ms.
+    pub delivery_window_ms: i64,
 }
 
 /// Figures since the start, for metrics and tests.
@@ -118,7 +122,7 @@ impl Ledgers {
     }
 
     /// Writes a row as `queued`, `running` or `skipped`. A cron fire with `scheduled_for` advances its trigger's
-    /// watermark in the same transaction.
+    /// watermark in the same transaction; a webhook fire with a delivery id is known by it from then on.
     ///
     /// # Errors
     /// `IllegalTransition` for another status, or an id that has a row already.
@@ -132,6 +136,25 @@ impl Ledgers {
         async move {
             match answer.await? {
                 Reply::Opened(opened) => Ok(opened),
+                _ => Err(LedgerError::WriterGone),
+            }
+        }
+    }
+
+    /// The run that took a delivery, when that was at most the window before `at`.
+    pub fn delivery(
+        &self,
+        app: &AppId,
+        slug: &str,
+        delivery_id: &str,
+        at: EpochMs,
+    ) -> impl Future<Output = Result<Option<Delivery>, LedgerError>> + Send + use<> {
+        let op = Op::Delivery { slug: slug.to_owned(), delivery_id: delivery_id.to_owned(), at };
+        let answer = self.exists(app).then(|| self.request(app, op, Durability::Process));
+        async move {
+            let Some(answer) = answer else { return Ok(None) };
+            match answer.await? {
+                Reply::Delivery(found) => Ok(found.map(|found| *found)),
                 _ => Err(LedgerError::WriterGone),
             }
         }

@@ -17,10 +17,15 @@ use super::recovery::{self, Recovered};
 use super::retention::Note;
 use super::rows::{Close, NewNode, NewRun, NodeClose};
 use super::state::{self, StateSizes};
-use super::{Durability, stored};
+use super::{Delivery, Durability, LedgerConfig, deliveries, stored};
 
 pub(super) enum Op {
     OpenRun(Box<NewRun>),
+    Delivery {
+        slug: String,
+        delivery_id: String,
+        at: EpochMs,
+    },
     StartRun {
         run_id: RunId,
         at: EpochMs,
@@ -75,16 +80,19 @@ pub type Watermark = (AutomationId, String, EpochMs);
 pub(super) enum Reply {
     Done,
     Opened(Opened),
+    Delivery(Option<Box<Delivery>>),
     Value(Option<String>),
     Recovered(Box<Recovered>),
 }
 
 /// What became of a run that was to be opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
     Inserted,
     /// This cron instant was recorded before; nothing was written.
     Duplicate,
+    /// This delivery was recorded before, as that run; nothing was written.
+    Redelivered(RunId),
 }
 
 pub(super) type Answer = oneshot::Sender<Result<Reply, LedgerError>>;
@@ -99,13 +107,18 @@ pub(super) struct Job {
 pub(super) fn apply(
     conn: &Connection,
     op: &Op,
+    config: &LedgerConfig,
     notes: &mut Vec<Note>,
     sizes: &mut StateSizes,
 ) -> Result<Reply, LedgerError> {
     match op {
-        Op::OpenRun(run) => open_run(conn, run, notes).map(Reply::Opened),
+        Op::OpenRun(run) => open_run(conn, run, config, notes).map(Reply::Opened),
+        Op::Delivery { slug, delivery_id, at } => {
+            let found = deliveries::find(conn, slug, delivery_id, at - config.delivery_window_ms)?;
+            Ok(Reply::Delivery(found.map(Box::new)))
+        }
         Op::StartRun { run_id, at, handler_hash } => start_run(conn, run_id, *at, handler_hash.as_deref()).map(done),
-        Op::CloseRun(close) => close_run(conn, close, notes).map(done),
+        Op::CloseRun(close) => close_run(conn, close, config, notes).map(done),
         Op::OpenNodes { run_id, nodes } => open_nodes(conn, run_id, nodes).map(done),
         Op::CloseNodes { run_id, closes } => close_nodes(conn, run_id, closes).map(done),
         Op::AppendLogs { run_id, first_seq, lines } => append_logs(conn, run_id, *first_seq, lines).map(done),
@@ -128,7 +141,12 @@ fn done((): ()) -> Reply {
     Reply::Done
 }
 
-fn open_run(conn: &Connection, run: &NewRun, notes: &mut Vec<Note>) -> Result<Opened, LedgerError> {
+fn open_run(
+    conn: &Connection,
+    run: &NewRun,
+    config: &LedgerConfig,
+    notes: &mut Vec<Note>,
+) -> Result<Opened, LedgerError> {
     if !matches!(run.status, RunStatus::Queued | RunStatus::Running | RunStatus::Skipped) {
         return Err(LedgerError::illegal(format!("run {} cannot be born as {}", run.run_id, run.status)));
     }
@@ -144,6 +162,11 @@ fn open_run(conn: &Connection, run: &NewRun, notes: &mut Vec<Note>) -> Result<Op
             return Ok(Opened::Duplicate);
         }
         raise_watermark(conn, &(run.automation_id.clone(), key.to_owned(), instant))?;
+    }
+    if run.origin == TriggerOrigin::Webhook
+        && let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)?
+    {
+        return Ok(Opened::Redelivered(first));
     }
     insert_run(conn, run)?;
     notes.push(Note::Inserted {
@@ -213,7 +236,12 @@ fn start_run(conn: &Connection, run_id: &RunId, at: EpochMs, handler_hash: Optio
 }
 
 /// The row's end, the end of its open nodes, and the run that follows from it.
-fn close_run(conn: &Connection, close: &Close, notes: &mut Vec<Note>) -> Result<(), LedgerError> {
+fn close_run(
+    conn: &Connection,
+    close: &Close,
+    config: &LedgerConfig,
+    notes: &mut Vec<Note>,
+) -> Result<(), LedgerError> {
     let (run, end) = (&close.run, &close.end);
     require_transition(conn, run, end.status)?;
     conn.prepare_cached(
@@ -235,6 +263,7 @@ fn close_run(conn: &Connection, close: &Close, notes: &mut Vec<Note>) -> Result<
     conn.prepare_cached("UPDATE run_nodes SET ok = 0, error = ?2, ended_at = ?3 WHERE run_id = ?1 AND ok IS NULL")?
         .execute(params![run.as_str(), node_error, end.ended_at])?;
     conn.prepare_cached("DELETE FROM run_inputs WHERE run_id = ?1")?.execute([run.as_str()])?;
+    deliveries::conclude(conn, run, end)?;
     notes.push(Note::Ended {
         automation: close.handle.automation.clone(),
         run_id: run.clone(),
@@ -246,7 +275,7 @@ fn close_run(conn: &Connection, close: &Close, notes: &mut Vec<Note>) -> Result<
             let what = format!("run {} is no queued retry of {}, nor handles its failure", next.run_id, run);
             return Err(LedgerError::illegal(what));
         }
-        open_run(conn, next, notes)?;
+        open_run(conn, next, config, notes)?;
     }
     notes.push(Note::Due { automation: close.handle.automation.clone(), keep: close.keep, at: end.ended_at });
     Ok(())

@@ -79,7 +79,7 @@ pub struct RunRow {
     pub output: Option<JsonText>,
     pub summary: Option<String>,
     pub error: Option<String>,
-    /// Text and not [`ErrorCode`], so that rows of a later minor version can be read.
+    /// Text and not [`crate::fire::ErrorCode`], so that rows of a later minor version can be read.
     pub error_code: Option<String>,
     pub parent_run_id: Option<RunId>,
     pub retry_of: Option<RunId>,

@@ -116,8 +116,25 @@ CREATE TABLE run_inputs (
 /// Step 3: a trigger that was disabled, edited away or removed is known as such after a restart, too.
 const ARMED: &str = "ALTER TABLE trigger_watermarks ADD COLUMN armed INTEGER NOT NULL DEFAULT 1;";
 
+/// Step 4: which run took each webhook delivery, and how it ended: an answer that outlives the run's row. A run is found
+/// here when it ends, and what is old is dropped by its time.
+const DELIVERIES: &str = "
+CREATE TABLE webhook_deliveries (
+    slug        TEXT NOT NULL,
+    delivery_id TEXT NOT NULL,
+    run_id      TEXT NOT NULL,
+    at          INTEGER NOT NULL,
+    status      TEXT,
+    summary     TEXT,
+    error       TEXT,
+    PRIMARY KEY (slug, delivery_id)
+) WITHOUT ROWID;
+CREATE INDEX webhook_deliveries_by_run ON webhook_deliveries (run_id);
+CREATE INDEX webhook_deliveries_by_time ON webhook_deliveries (at);
+";
+
 /// Index + 1 is the `user_version` that a step leads to.
-pub(super) const STEPS: &[&str] = &[CONTRACT, OWN, ARMED];
+pub(super) const STEPS: &[&str] = &[CONTRACT, OWN, ARMED, DELIVERIES];
 
 /// What this version writes.
 pub(super) fn known_version() -> i64 {

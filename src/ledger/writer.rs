@@ -318,7 +318,7 @@ impl Store {
                 self.execute("SAVEPOINT request")?;
             }
             let before = notes.len();
-            let result = ops::apply(&self.conn, &job.op, notes, &mut self.sizes);
+            let result = ops::apply(&self.conn, &job.op, &self.fleet.config, notes, &mut self.sizes);
             if let Err(error) = &result {
                 notes.truncate(before);
                 self.sizes.forget();

@@ -204,6 +204,7 @@ pub fn request(handle_text: &str, input_json: Option<&str>) -> FireRequest {
         input_json: input_json.map(str::to_owned),
         parent: None,
         synced: false,
+        skip: None,
         opened: None,
         ended: None,
     }

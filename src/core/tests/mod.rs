@@ -243,6 +243,7 @@ impl World {
             input_json: Some(format!("\"{token}\"")),
             parent,
             synced: false,
+            skip: None,
             opened: Some(token),
             ended: Some(token + 1000),
         }));

@@ -302,3 +302,30 @@ fn no_sequence_of_events_leaks_or_doubles_anything() {
         world.assert_quiet();
     }
 }
+
+#[test]
+fn a_post_that_the_filter_refuses_is_only_recorded() {
+    let mut world = World::with(8, &[("x", "")]);
+    let busy = world.manual("x", 1).unwrap();
+    let post = |token| FireRequest {
+        handle: handle("a/x"),
+        origin: TriggerOrigin::Webhook,
+        trigger: TriggerInfo::default(),
+        input_json: None,
+        parent: None,
+        synced: true,
+        skip: Some(Skip::Filter),
+        opened: Some(token),
+        ended: None,
+    };
+    world.event(Event::FireRequested(post(2)));
+    let [Answer::Skipped { run }] = &world.answers[&2][..] else { panic!("{:?}", world.answers[&2]) };
+    let row = &world.rows[run];
+    assert_eq!((row.status, row.trigger.reason.as_deref()), (RunStatus::Skipped, Some("filter")));
+    world.broken = true;
+    world.event(Event::FireRequested(post(3)));
+    assert!(matches!(world.answers[&3][..], [Answer::NotRecorded { .. }]));
+    world.broken = false;
+    world.end(&busy, None);
+    world.assert_quiet();
+}

@@ -41,6 +41,7 @@ pub fn root_with(change: impl FnOnce(&mut LedgerConfig)) -> Root {
         idle_close: Duration::from_secs(10),
         state_key_bytes: 1024,
         state_bytes: 4096,
+        delivery_window_ms: DAY,
     };
     change(&mut config);
     Root { dir, ledgers: Ledgers::new(config) }

@@ -98,6 +98,43 @@ async fn watermarks_only_rise_and_disarmed_triggers_have_none() {
 }
 
 #[tokio::test]
+async fn a_delivery_is_taken_once_and_known_after_its_run_is_gone() {
+    let root = root();
+    let app = root.app("shop");
+    let post = |id: &str, at| NewRun {
+        origin: TriggerOrigin::Webhook,
+        trigger: TriggerInfo { slug: Some("s".to_owned()), delivery_id: Some(id.to_owned()), ..TriggerInfo::default() },
+        ..manual(&app, at)
+    };
+    let open = |run| root.ledgers.open_run(&app, run, Durability::Synced);
+    let known = async |id: &str, at| root.ledgers.delivery(&app, "s", id, at).await.unwrap();
+    assert_eq!(known("d1", T0).await, None);
+    let first = root.opened(&app, post("d1", T0)).await;
+    let both = (open(post("d1", T0 + 1)), open(post("d1", T0 + 1)));
+    assert_eq!(
+        (both.0.await, both.1.await),
+        (Ok(Opened::Redelivered(first.clone())), Ok(Opened::Redelivered(first.clone())))
+    );
+    assert_eq!(known("d1", T0 + 1).await.unwrap().status, None, "still open");
+    let mut close = (*end(&first, T0 + 2, RunStatus::Ok, HistoryKeep::Count(0))).clone();
+    close.end.summary = Some("done".to_owned());
+    root.ledgers.close_run(&app, Arc::new(close)).await.unwrap();
+    root.ledgers.sweep(&app, &automation("a"), HistoryKeep::Count(0), T0 + 3).await.unwrap();
+    let next = root.after_kill(&app);
+    assert_eq!(next.reader(&app).run(&first).unwrap(), None, "retention has dropped it");
+    let delivery = next.ledgers.delivery(&app, "s", "d1", T0 + DAY - 1).await.unwrap().unwrap();
+    assert_eq!(
+        (delivery.run_id, delivery.status, delivery.summary),
+        (first, Some(RunStatus::Ok), Some("done".to_owned()))
+    );
+    assert_eq!(next.ledgers.delivery(&app, "other", "d1", T0).await, Ok(None));
+    assert_eq!(next.ledgers.delivery(&app, "s", "d1", T0 + DAY).await, Ok(None), "outside the window");
+    next.opened(&app, post("d1", T0 + DAY)).await;
+    next.opened(&app, post("d2", T0 + 2 * DAY)).await;
+    assert_eq!(count(&next.client(&app), "SELECT count(*) FROM webhook_deliveries"), 1, "the old one is dropped");
+}
+
+#[tokio::test]
 async fn only_the_transitions_of_the_table_are_made() {
     let root = root();
     let app = root.app("shop");
