@@ -8,7 +8,8 @@
 //!
 //! - edges: [`cli`], [`gateway`], and [`overview`], the one shape that both of them list;
 //! - [`daemon`]: one loop that performs what the core decides;
-//! - adapters: [`watch`], [`ledger`], [`isolate`], [`tools`], [`models`], [`clock`], [`config`];
+//! - adapters: [`watch`], [`ledger`], [`isolate`], [`tools`], [`models`], [`clock`], [`config`], and [`edit`], which changes
+//!   manifests on disk;
 //! - [`core`]: the functional core, which decides everything and does nothing;
 //! - [`fire`]: the words that all of them share.
 //!
@@ -23,6 +24,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod daemon;
+pub mod edit;
 pub mod fire;
 pub mod gateway;
 pub mod isolate;

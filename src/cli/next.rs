@@ -7,9 +7,11 @@ use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::{Cell, DIM, Table, document, line, note};
 use crate::cli::place::Place;
 use crate::cli::times::{INSTANT_RULE, in_zone, local, parse_instant, relative, rfc3339};
+use crate::cli::toggle::refused;
 use crate::clock::Clock;
 use crate::core::cron::{CronError, CronSchedule};
 use crate::core::manifest::{self, CronTrigger};
+use crate::edit;
 use crate::fire::{EpochMs, Handle};
 
 /// Shows the next fire times of an automation, or of a cron expression.
@@ -100,7 +102,7 @@ pub fn next(place: &Place, args: &NextArgs) -> Outcome {
 
 /// The cron triggers of an automation, and whether it is enabled.
 fn of_automation(place: &Place, handle: &Handle) -> Result<(Vec<Asked>, bool), Failure> {
-    let bytes = super::toggle::read_manifest(place, handle)?;
+    let bytes = edit::read_manifest(&place.app_dir(&handle.app), handle).map_err(|error| refused(&error))?;
     let parsed = manifest::parse(&bytes, &handle.app);
     let Some(manifest) = parsed.manifest else {
         let first = parsed.problems.iter().find(|found| found.is_error()).map(ToString::to_string);
