@@ -54,6 +54,9 @@ const SWEEP_EVERY_MS: i64 = 3_600_000;
 const REFUSED_PAUSE_MS: i64 = 30_000;
 /// An end that a ledger refused is offered again after this long, doubled each time up to [`REFUSED_PAUSE_MS`].
 const FIRST_CLOSE_PAUSE_MS: i64 = 1_000;
+/// A folder that gets another name is seen to come and to go, in any order. What looks like a copy of an app is one when
+/// the other app is still there after this long.
+const DOUBT_MS: i64 = 3_000;
 /// A clock that goes back by less than this is being adjusted, and nobody has to be told.
 const CLOCK_BACK_MS: i64 = 60_000;
 
@@ -116,6 +119,8 @@ enum Due {
     Close(RunId),
     /// A cold app's ledger is asked again.
     Recover(AppId),
+    /// An app's ledger held rows of another app that is still there: whether it is a copy, or that app's new name.
+    Doubt(AppId),
     /// A failure handler's fire, refused under this id, is offered again.
     Fire(RunId),
 }
@@ -170,6 +175,8 @@ pub struct State {
     unrecovered: HashSet<AppId>,
     /// Apps that are gone, and the name under which their rows were found again.
     renamed: HashMap<AppId, AppId>,
+    /// Rows in the ledger of this app that looked like copies when they were last seen.
+    doubted: HashSet<(AppId, RunId)>,
     /// Ledgers that are being recovered, and runs whose end was written meanwhile: a ledger that was read before that
     /// still tells of them as open.
     recoveries: usize,
@@ -202,6 +209,7 @@ impl State {
             cold: HashMap::new(),
             unrecovered: HashSet::new(),
             renamed: HashMap::new(),
+            doubted: HashSet::new(),
             recoveries: 0,
             closed_meanwhile: HashSet::new(),
             parked: HashMap::new(),
@@ -259,7 +267,7 @@ impl State {
         match due {
             Due::Close(_) => true,
             Due::Enter(run) => self.runs.get(run).is_some_and(|run| run.rank > 0),
-            Due::Recover(_) | Due::Fire(_) => false,
+            Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => false,
         }
     }
 
@@ -305,6 +313,7 @@ impl State {
                 Change::AppRemoved(app) => {
                     self.cold.remove(&app);
                     self.parked.retain(|handle, _| handle.app != app);
+                    self.doubted.retain(|(doubted, _)| *doubted != app);
                     effects.push(Effect::CloseLedger { app });
                 }
                 Change::Added(ref handle) | Change::Changed(ref handle) => {
@@ -392,6 +401,11 @@ impl State {
                         self.recover_ledger(app, effects);
                     }
                 }
+                Due::Doubt(app) => {
+                    if self.knows(&app) {
+                        self.recover_ledger(app, effects);
+                    }
+                }
                 Due::Fire(id) => self.fire_again(now, &id, effects),
             }
         }
@@ -400,7 +414,7 @@ impl State {
     /// After the clock went back: what waits for a ledger does not wait for the clock.
     fn pull_forward(&mut self, now: EpochMs) {
         let agenda = std::mem::take(&mut self.agenda).into_iter().map(|Reverse((at, due))| match due {
-            Due::Close(_) | Due::Recover(_) | Due::Fire(_) => Reverse((at.min(now), due)),
+            Due::Close(_) | Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => Reverse((at.min(now), due)),
             Due::Enter(_) => Reverse((at, due)),
         });
         self.agenda = agenda.collect();

@@ -93,6 +93,14 @@ impl State {
             return true;
         }
         if self.knows(&owner) {
+            let asked = self.doubted.iter().any(|(doubted, _)| doubted == app);
+            if self.doubted.insert((app.clone(), run.clone())) {
+                if !asked {
+                    self.agenda.push(Reverse((now + DOUBT_MS, Due::Doubt(app.clone()))));
+                }
+                return true;
+            }
+            self.doubted.remove(&(app.clone(), run.clone()));
             // A copy of an app brings copies of its open rows. Nobody runs them, and nothing follows from their end.
             // When it is refused, the next recovery finds them again.
             let end = RunEnd {

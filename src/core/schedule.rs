@@ -75,9 +75,10 @@ struct Armed {
     catch_up: CatchUp,
     generation: u64,
     next: Option<EpochMs>,
-    /// When it was armed: nothing before that is its business. `None`: before this daemon, as far as it knows; its ledger
-    /// knows up to where it has fired.
-    since: Option<EpochMs>,
+    /// When it was armed: nothing before that is its business.
+    since: EpochMs,
+    /// It was armed already before this daemon came: what its ledger has not seen was missed, also before `since`.
+    before: bool,
 }
 
 /// See the module text.
@@ -125,7 +126,8 @@ impl Schedule {
                 catch_up: manifest.catch_up,
                 generation: self.generation,
                 next,
-                since: (!armed_before).then_some(now),
+                since: now,
+                before: armed_before,
             });
         }
         if !armed.is_empty() {
@@ -145,7 +147,10 @@ impl Schedule {
         for handle in handles {
             for armed in self.triggers.get_mut(&handle).into_iter().flatten() {
                 let known = known.remove(&(handle.automation.clone(), armed.key.clone()));
-                let watermark = known.max(armed.since).unwrap_or(now);
+                let watermark = match known {
+                    Some(known) if armed.before => known,
+                    known => known.map_or(armed.since, |known| known.max(armed.since)),
+                };
                 if known != Some(watermark) {
                     caught.fresh.push(Watermark { handle: handle.clone(), key: armed.key.clone(), at: watermark });
                 }
