@@ -15,6 +15,14 @@ export class ApiError extends Error {
 
 export const get = (path, signal) => ask(path, { signal });
 
+/** As `get`, with every digit of long numbers, where the browser can: what a run took is shown as it was. */
+export const getExact = (path, signal) => ask(path, { signal }, exact);
+
+function exact(_key, value, context) {
+  const isLong = typeof value === 'number' && !Number.isSafeInteger(value) && context?.source !== undefined;
+  return isLong && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
+}
+
 export function post(path, body = {}) {
   return ask(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
 }
@@ -24,7 +32,7 @@ export function postText(path, text) {
   return ask(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: text });
 }
 
-async function ask(path, options) {
+async function ask(path, options, revive) {
   let response;
   try {
     response = await fetch(path, { ...options, cache: 'no-store', credentials: 'same-origin' });
@@ -36,7 +44,7 @@ async function ask(path, options) {
   const text = await response.text();
   let document = {};
   try {
-    document = JSON.parse(text);
+    document = JSON.parse(text, revive);
   } catch {
     // An answer without a body, or no JSON: the status says enough.
   }

@@ -20,9 +20,10 @@ export function duration(ms) {
   if (s < 10) return `${s.toFixed(2).replace(/0$/, '')} s`;
   if (s < 60) return `${s.toFixed(1)} s`;
   const m = Math.floor(s / 60);
-  if (m < 60) return `${m} min ${Math.floor(s % 60)} s`;
+  const left = Math.floor(s % 60);
+  if (m < 60) return left === 0 ? `${m} min` : `${m} min ${left} s`;
   const hours = Math.floor(m / 60);
-  if (hours < 48) return `${hours} h ${m % 60} min`;
+  if (hours < 48) return m % 60 === 0 ? `${hours} h` : `${hours} h ${m % 60} min`;
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
@@ -75,6 +76,23 @@ export function timeOfDay(at) {
 }
 
 export const utc = (at) => new Date(at).toISOString().replace('T', ' ').replace('.000Z', ' UTC').replace('Z', ' UTC');
+
+const DAY_MS = 86400e3;
+const CLOCK = { hour: '2-digit', minute: '2-digit' };
+
+/** "18:00 UTC, 19:00 here": as much of the date as it takes to know the day. */
+export function soon(at) {
+  const away = at - now();
+  const day = (zone) => {
+    const today = format({ day: 'numeric' }, zone).format(now()) === format({ day: 'numeric' }, zone).format(at);
+    if (away < DAY_MS && today) return '';
+    return `${format(away < 6 * DAY_MS ? { weekday: 'short' } : { day: 'numeric', month: 'short' }, zone).format(at)} `;
+  };
+  const there = `${day('UTC')}${format(CLOCK, 'UTC').format(at)} UTC`;
+  if (zoneName() === 'UTC') return there;
+  const [utcDay, hereDay] = [day('UTC'), day()];
+  return `${there}, ${utcDay === hereDay ? '' : hereDay}${format(CLOCK).format(at)} local`;
+}
 
 /** An instant in both: for titles. */
 export const both = (at) => `${minute(at)} ${zoneName()}  ·  ${utc(at)}`;

@@ -4,7 +4,7 @@
 import { automationPath, follow, get } from './api.js';
 import { runDialog } from './dialogs.js';
 import { h, icon, set, setOnce, sr, stateBadge, statusBadge } from './dom.js';
-import { minute, number, percent, plural, zoneName } from './format.js';
+import { number, percent, plural, soon } from './format.js';
 import { STRIP_RUNS, legend, strip } from './strip.js';
 import { cronLine, nextFire, problemItem, time } from './words.js';
 
@@ -346,7 +346,7 @@ function nextItem(view) {
     'li',
     {},
     h('a', { href: hrefOf(view) }, view.name ?? view.automationId),
-    h('span', { class: 'faint' }, time(at), ' · ', minute(at, 'UTC'), ' UTC', zoneName() === 'UTC' ? '' : ` · ${minute(at)} local`),
+    h('span', { class: 'faint' }, time(at), ` · ${soon(at)}`),
   );
 }
 
@@ -403,7 +403,7 @@ function triggerLines(triggers) {
       'div',
       { class: 'trigger' },
       h('div', {}, trigger.kind === 'cron' ? cronLine(trigger) : hookWords(trigger)),
-      trigger.next ? h('div', { class: 'faint', title: nextFire(trigger.next, trigger.tz).join('\n') }, time(trigger.next), ` · ${minute(trigger.next, 'UTC')} UTC`) : null,
+      trigger.next ? h('div', { class: 'faint', title: nextFire(trigger.next, trigger.tz).join('\n') }, time(trigger.next), ` · ${soon(trigger.next)}`) : null,
     ),
   );
   return triggers.length > 2 ? [first, h('div', { class: 'faint' }, `and ${triggers.length - 2} more`)] : first;

@@ -1,7 +1,7 @@
 // One run, live: where it stands, what it was given and gave, why it failed and at which line, its calls on a timeline,
 // its log.
 
-import { automationPath, follow, get, post, runPath } from './api.js';
+import { automationPath, follow, get, getExact, post, runPath } from './api.js';
 import { placeOf, sha256, source } from './code.js';
 import { announce, attempt, runDialog, toast } from './dialogs.js';
 import { h, icon, set, setOnce, statusBadge } from './dom.js';
@@ -15,7 +15,7 @@ import { time, triggerStory, triggerWords } from './words.js';
 const READ_MS = 900;
 const CLOCK_MS = 200;
 /** With more calls than this, details are read only when somebody asks. */
-const EAGER_NODES = 1000;
+const EAGER_NODES = 300;
 
 export async function openRun({ root, signal, title, params }) {
   const [id] = params;
@@ -88,7 +88,7 @@ class RunPage {
   async load() {
     let detail;
     try {
-      detail = await get(runPath(this.id), this.signal);
+      detail = await getExact(runPath(this.id), this.signal);
     } catch (error) {
       this.failure = error;
       if (this.run && error.name !== 'AbortError') toast(error.message, 'bad');
@@ -136,6 +136,7 @@ class RunPage {
         return;
       case 'nodeClosed':
         this.trace.closed(event);
+        if (this.trace.lanes.nodes.size < EAGER_NODES) this.readSoon();
         return;
       case 'ended':
         Object.assign(run, { status: event.status, endedAt: event.at, summary: event.summary, error: event.error, errorCode: event.errorCode });
@@ -191,10 +192,9 @@ class RunPage {
     this.replay.hidden = open;
     this.replay.disabled = isCut(run.input);
     this.edit.disabled = isCut(run.input);
-    const told = run.summary ?? (run.error ? run.error.split('\n', 1)[0] : open ? 'It runs; what it gives shows here.' : 'No summary');
+    const told = run.summary ?? (run.errorCode || run.error ? errorWords(run.errorCode) : open ? 'It runs; what it gives shows here.' : 'No summary');
     this.summary.textContent = told;
-    this.summary.classList.toggle('faint', !run.summary && !run.error);
-    this.summary.classList.toggle('bad', !run.summary && Boolean(run.error));
+    this.summary.classList.toggle('faint', !run.summary);
     setOnce(this.input, [run.input], () => jsonBlock(run.input, { label: 'input', empty: 'none' }));
     setOnce(this.output, [run.output, open], () => jsonBlock(run.output, { label: 'output', empty: open ? 'not yet' : 'none' }));
     setOnce(this.facts, [run, this.relatives.length], () => factRows(run));
@@ -257,6 +257,23 @@ class RunPage {
     if (run) location.hash = `#/r/${run.runId}`;
   }
 }
+
+const ERRORS = {
+  handler_threw: 'The handler threw.',
+  handler_load: 'The handler could not be loaded.',
+  no_default_export: 'The handler has no default export.',
+  bad_output: 'What the handler returned could not be taken.',
+  output_schema: 'The output does not fit the schema that the manifest promises.',
+  timeout: 'It took longer than it may.',
+  cpu_limit: 'It used more processor time than it may.',
+  memory_limit: 'It used more memory than it may.',
+  never_settled: 'Its promise could never settle.',
+  limit_exceeded: 'It went past a limit.',
+  crashed: 'The process that ran it died.',
+  interrupted: 'The daemon stopped while it ran.',
+};
+
+const errorWords = (code) => ERRORS[code] ?? 'It failed.';
 
 function factRows(run) {
   const { trigger = {} } = run;

@@ -1,7 +1,7 @@
 // A run's calls as a timeline: one row per node, its bar where and as long as it was. Calls of one tick are bracketed;
 // an invoked run unfolds below its call, on the same time axis; each row opens to its request and response.
 
-import { get, runPath } from './api.js';
+import { getExact, runPath } from './api.js';
 import { h, icon, set, setOnce } from './dom.js';
 import { duration, now, number, plural, second } from './format.js';
 import { jsonBlock } from './json.js';
@@ -188,7 +188,7 @@ class NodeRow {
       this.key = key;
       this.name.textContent = node.name;
       this.note.textContent = noteOf(node);
-      this.took.textContent = took;
+      this.took.textContent = failed ? `✕ ${took}` : took;
       this.told.textContent = `, ${status}, ${took}${place ? ', at the same time as others' : ''}`;
       this.head.title = `${node.name} · ${status} · ${took}${place ? ' · at the same time as its neighbours' : ''}`;
     }
@@ -257,7 +257,7 @@ class NodeRow {
   async readChild(child) {
     const { trace } = this.lanes;
     try {
-      const { run, nodes } = await get(runPath(this.node.childRunId), trace.signal);
+      const { run, nodes } = await getExact(runPath(this.node.childRunId), trace.signal);
       if (this.child !== child) return;
       child.load(nodes);
       if (nodes.length === 0 && run.endedAt !== null) {

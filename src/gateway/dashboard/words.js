@@ -1,7 +1,7 @@
 // Instants and triggers as people read them.
 
 import { cronWords } from './cron.js';
-import { h } from './dom.js';
+import { h, icon } from './dom.js';
 import { both, minute, plural, relative, second, utc, zoneName } from './format.js';
 
 /** "3 min ago", kept true by `tick`; the exact instant is its title. */
@@ -76,10 +76,13 @@ export function triggerStory(run) {
 /** A place in a file: path:line:column. */
 export const placeWords = (problem) => [problem.path, problem.line, problem.line && problem.column].filter(Boolean).join(':');
 
+/** A path that breaks at its slashes. */
+const breakable = (path) => path.split('/').flatMap((part, at) => (at === 0 ? [part] : ['/', h('wbr', {}), part]));
+
 /** One problem, for lists. */
 export function problemItem(problem) {
   const handle = /^([^/]+)\/automations\/([^/]+)\//.exec(problem.path ?? '');
-  const place = placeWords(problem);
+  const place = breakable(placeWords(problem));
   return h(
     'li',
     { class: `problem p-${problem.severity}`, 'data-testid': 'problem', 'data-code': problem.code },
@@ -89,7 +92,7 @@ export function problemItem(problem) {
       handle ? h('a', { href: `#/a/${encodeURIComponent(handle[1])}/${encodeURIComponent(handle[2])}` }, place) : place,
       problem.field ? h('span', { class: 'faint' }, `  ${problem.field}`) : null,
     ),
-    h('p', {}, h('b', {}, problem.severity === 'warning' ? 'Warning: ' : 'Error: '), problem.message, ' ', h('code', { class: 'faint' }, problem.code)),
+    h('p', {}, h('b', {}, icon('invalid'), problem.severity === 'warning' ? 'Warning: ' : 'Error: '), problem.message, ' ', h('code', { class: 'faint' }, problem.code)),
     problem.hint ? h('p', { class: 'hint' }, h('b', {}, 'Hint: '), problem.hint) : null,
   );
 }
