@@ -140,7 +140,8 @@ class Overview {
       this.dirty.clear();
     } catch (error) {
       if (error.name === 'AbortError') return;
-      if (this.views.size === 0) this.failure = error.message;
+      this.failure = this.views.size === 0 ? error.message : null;
+      this.paint();
       return;
     }
     this.failure = null;
