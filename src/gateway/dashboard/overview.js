@@ -393,7 +393,7 @@ class Row {
         ? h('span', { class: 'faint' }, '–', sr(' no success rate yet'))
         : h('span', { title: `${plural(ok, 'run')} ok, ${number(error)} failed` }, percent(rate ?? ok / (ok + error)), sr(' success')),
     );
-    setOnce(this.last, [view.lastRun, view.activeRuns], () => lastResult(view));
+    setOnce(this.last, [view.lastRun, view.activeRuns, activeRun(view)], () => lastResult(view));
   }
 }
 
@@ -412,10 +412,12 @@ function triggerLines(triggers) {
 
 export const hookWords = (trigger) => (trigger.pending ? 'Webhook, no credentials yet' : trigger.open ? 'Webhook, open' : 'Webhook, closed');
 
+const activeRun = (view) => (view.recent ?? []).find((run) => run.status === 'running' || run.status === 'queued');
+
 function lastResult(view) {
   const { lastRun: last, activeRuns } = view;
   if (activeRuns > 0) {
-    const run = (view.recent ?? []).find((known) => known.status === 'running' || known.status === 'queued');
+    const run = activeRun(view);
     const status = run?.status ?? 'running';
     return [h('div', {}, statusBadge(status), activeRuns > 1 ? ` ${activeRuns} runs` : ''), h('div', { class: 'faint one-line' }, run?.startedAt ? ['started ', time(run.startedAt)] : 'waiting for its turn')];
   }
