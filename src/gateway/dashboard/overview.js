@@ -234,12 +234,21 @@ class Overview {
     const problems = [errors > 0 ? plural(errors, 'error') : '', warnings > 0 ? plural(warnings, 'warning') : ''].filter(Boolean).join(', ');
     const key = [views.length, count('enabled'), count('running'), count('failing'), problems];
     setOnce(this.stats, key, () => [
-      h('span', {}, plural(views.length, 'automation')),
-      h('span', {}, `${number(count('enabled'))} on`),
-      h('span', { class: count('running') > 0 ? 'is-run' : '' }, `${number(count('running'))} running`),
-      h('span', { class: count('failing') > 0 ? 'is-bad' : '' }, `${number(count('failing'))} failed last`),
+      this.stat('', plural(views.length, 'automation'), ''),
+      this.stat('enabled', `${number(count('enabled'))} on`, ''),
+      this.stat('running', `${number(count('running'))} running`, count('running') > 0 ? 'is-run' : ''),
+      this.stat('failing', `${number(count('failing'))} failed last`, count('failing') > 0 ? 'is-bad' : ''),
       h('a', { href: '#problems', class: errors > 0 ? 'is-bad' : '', onclick: toProblems }, problems || 'no problems'),
     ]);
+  }
+
+  /** A figure that shows what it counts. */
+  stat(state, text, className) {
+    const pick = () => {
+      this.state.value = state;
+      this.state.dispatchEvent(new Event('input'));
+    };
+    return h('button', { type: 'button', class: `stat ${className}`, onclick: pick }, text);
   }
 
   paintRows(views) {
