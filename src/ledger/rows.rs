@@ -134,12 +134,18 @@ pub struct LogRow {
     pub fields: Option<JsonText>,
 }
 
-/// The columns of [`RunRow`], in the order that [`run_row`] reads.
+/// The columns of [`RunRow`], in the order that [`run_row`] reads; input and output may be left out.
 macro_rules! run_columns {
     () => {
-        "r.run_id, r.app_id, r.automation_id, r.status, r.trigger_origin, r.trigger_json, r.scheduled_for, \
-         r.input_json, r.output_json, r.summary, r.error, r.error_code, r.parent_run_id, r.retry_of, r.attempt, \
-         r.handler_hash, r.queued_at, r.started_at, r.ended_at"
+        run_columns!("r.input_json, r.output_json")
+    };
+    ($values:literal) => {
+        concat!(
+            "r.run_id, r.app_id, r.automation_id, r.status, r.trigger_origin, r.trigger_json, r.scheduled_for, ",
+            $values,
+            ", r.summary, r.error, r.error_code, r.parent_run_id, r.retry_of, r.attempt, r.handler_hash, \
+             r.queued_at, r.started_at, r.ended_at"
+        )
     };
 }
 pub(super) use run_columns;
