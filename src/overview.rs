@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::core::disk::HandlerFile;
 use crate::core::manifest::Trigger;
@@ -19,7 +20,7 @@ use crate::watch;
 const RECENT: usize = 20;
 
 /// Everything under a root.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Overview {
     pub automations: Vec<AutomationView>,
     /// All problems under the root, those of the automations included.
@@ -27,7 +28,7 @@ pub struct Overview {
 }
 
 /// One automation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutomationView {
     pub handle: Handle,
@@ -53,7 +54,7 @@ pub struct AutomationView {
 }
 
 /// What the manifest says a fire costs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CostEstimate {
     pub model: String,
@@ -61,7 +62,7 @@ pub struct CostEstimate {
 }
 
 /// One of the newest rows of an automation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentRun {
     pub run_id: RunId,
@@ -70,7 +71,7 @@ pub struct RecentRun {
     pub ended_at: Option<EpochMs>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AutomationState {
     /// Enabled, and it can run.
@@ -83,7 +84,7 @@ pub enum AutomationState {
 }
 
 /// One trigger.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum TriggerView {
     Cron {
@@ -102,7 +103,7 @@ pub enum TriggerView {
 }
 
 /// The newest row of an automation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRun {
     pub run_id: RunId,
@@ -116,7 +117,7 @@ pub struct LastRun {
 }
 
 /// Rows that history still holds.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
     pub total: u64,

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
 use self::headlines::{Headline, Headlines};
 use self::tally::{Figures, Tally};
@@ -23,7 +24,7 @@ use crate::fire::{AppId, EpochMs, ErrorCode, Handle, LogLevel, NodeKind, RunId, 
 const CAPACITY: usize = 4096;
 
 /// Something that happened to a run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunEvent {
     pub run_id: RunId,
@@ -32,8 +33,8 @@ pub struct RunEvent {
     pub what: RunHappening,
 }
 
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum RunHappening {
     /// The row was written.
     Opened {
@@ -53,6 +54,7 @@ pub enum RunHappening {
     },
     NodeOpened {
         ordinal: u32,
+        #[serde(rename = "batchId")]
         batch_id: Option<u32>,
         kind: NodeKind,
         name: String,
@@ -69,6 +71,7 @@ pub enum RunHappening {
         at: EpochMs,
         summary: Option<String>,
         error: Option<String>,
+        #[serde(rename = "errorCode")]
         error_code: Option<ErrorCode>,
     },
 }

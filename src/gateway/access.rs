@@ -14,6 +14,7 @@ use axum::serve::IncomingStream;
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 
+use crate::gateway::api::takes_no_post;
 use crate::gateway::problem::ProblemDocument;
 
 /// What a request is measured by.
@@ -58,7 +59,7 @@ pub async fn guard(
     if cross_site(headers) {
         return refuse(StatusCode::FORBIDDEN, "cross_site", "requests from another origin are refused");
     }
-    if request.method() == Method::POST && !is_json(headers) {
+    if request.method() == Method::POST && !is_json(headers) && !takes_no_post(&request) {
         let detail = "a POST must say `content-type: application/json`";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail);
     }

@@ -3,5 +3,6 @@
 pub mod admin;
 
 mod access;
+mod api;
 mod events;
 mod problem;

@@ -244,12 +244,28 @@ impl Reader {
 
     /// In call order.
     pub fn nodes(&self, id: &RunId) -> Result<Vec<NodeRow>, LedgerError> {
-        self.read(
+        self.nodes_within(id, usize::MAX)
+    }
+
+    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones are
+    /// shortened as if they had been too long to store.
+    pub fn nodes_within(&self, id: &RunId, most: usize) -> Result<Vec<NodeRow>, LedgerError> {
+        let mut left = most;
+        let mut nodes = Vec::new();
+        let mut statement = self.conn.prepare_cached(
             "SELECT run_id, ordinal, batch_id, kind, name, args_json, result_json, ok, error, child_run_id, \
              usage_json, started_at, ended_at FROM run_nodes WHERE run_id = ?1 ORDER BY ordinal",
-            [id.as_str()],
-            node_row,
-        )
+        )?;
+        let mut rows = statement.query([id.as_str()])?;
+        while let Some(row) = rows.next()? {
+            let mut node = node_row(row)?;
+            for value in [&mut node.args, &mut node.result].into_iter().flatten() {
+                value.shorten_to(left);
+                left = left.saturating_sub(value.as_str().len());
+            }
+            nodes.push(node);
+        }
+        Ok(nodes)
     }
 
     /// In call order, those after `after`; without what they were asked and what they answered, which may be long.

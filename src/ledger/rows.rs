@@ -48,6 +48,16 @@ impl JsonText {
         self.0
     }
 
+    /// Puts the marker of a value that is too long in its place, if it has more bytes than this and the marker is shorter.
+    pub(super) fn shorten_to(&mut self, bytes: usize) {
+        if self.0.len() > bytes && !self.is_truncated() {
+            let marker = super::stored::marker(&self.0);
+            if marker.len() < self.0.len() {
+                self.0 = marker;
+            }
+        }
+    }
+
     /// True when the value was too long to store: see [`super::is_truncated`].
     pub fn is_truncated(&self) -> bool {
         super::stored::is_truncated(&self.0)

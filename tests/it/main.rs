@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod api;
 mod cli;
 mod crash;
 mod disk;
@@ -12,3 +13,4 @@ mod isolate;
 mod outages;
 mod recording;
 mod runs;
+mod streams;
