@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod api;
 mod cli;
 mod crash;
 mod dashboard;
@@ -13,3 +14,4 @@ mod isolate;
 mod outages;
 mod recording;
 mod runs;
+mod streams;
