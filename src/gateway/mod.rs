@@ -3,5 +3,7 @@
 pub mod admin;
 
 mod access;
+mod api;
+mod dashboard;
 mod events;
 mod problem;

@@ -168,9 +168,7 @@ fn open_run(
         )?
         .execute(params![run.automation_id.as_str(), key, instant])?;
     }
-    if run.origin == TriggerOrigin::Webhook
-        && let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)?
-    {
+    if let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)? {
         return Ok(Opened::Redelivered(first));
     }
     insert_run(conn, run)?;

@@ -2,8 +2,10 @@
 
 mod admin;
 mod agent;
+mod api;
 mod cli;
 mod crash;
+mod dashboard;
 mod disk;
 mod examples;
 mod harness;
@@ -12,3 +14,4 @@ mod isolate;
 mod outages;
 mod recording;
 mod runs;
+mod streams;
