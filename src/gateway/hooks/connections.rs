@@ -1,0 +1,347 @@
+//! The connections of the hook listener: a bounded number of them, none of which can be held by doing nothing.
+//!
+//! Each is in a *phase*: its next request's head is arriving, it is idle between requests, a body is arriving, its
+//! request is being worked on, or it waits for a run's end. Heads and bodies have their time, and an idle connection a
+//! longer one. When all places are taken, a newcomer gets the place of whoever has been idle longest, else of the oldest
+//! head or body that is still arriving: a caller who sends its post at once is through before its turn comes, however
+//! many others trickle. When all of them wait for runs, the one that has waited longest is answered now; its run goes on.
+//!
+//! A client that is answered before it has sent its body would lose the answer to a reset; so a connection is closed in
+//! two steps, ours first, and what still comes is thrown away for a moment.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// What a head may take; of a body as much is held at once.
+const BUFFER_BYTES: usize = 32 * 1024;
+/// For so long, and so many bytes, what a client still sends is thrown away after its answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1024 * 1024;
+/// When every place is taken, it is looked again for one so often.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+/// After an error of the listener itself, such as no descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A body that is late is answered by whoever reads it; this is for answers that cannot be written.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// How many connections, and how long each phase may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub open: usize,
+    pub head: Duration,
+    pub body: Duration,
+    pub idle: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { open: 512, head: Duration::from_secs(5), body: Duration::from_secs(15), idle: Duration::from_secs(60) }
+    }
+}
+
+/// In the order in which connections are given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Idle,
+    Head,
+    Body,
+    /// For a run's end.
+    Waiting,
+    /// Soon done.
+    Working,
+}
+
+/// One connection, as the others see it.
+#[derive(Debug)]
+pub struct Slot {
+    phase: Mutex<(Phase, Instant)>,
+    leave: Notify,
+    hurry: Notify,
+    told: AtomicBool,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            phase: Mutex::new((Phase::Head, Instant::now())),
+            leave: Notify::new(),
+            hurry: Notify::new(),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        *self.lock() = (phase, Instant::now());
+    }
+
+    /// Returns when this connection is to be answered now, because its place or the daemon is needed no longer.
+    pub async fn hurried(&self) {
+        self.hurry.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes have come: an idle connection begins its next request.
+    fn note_bytes(&self) {
+        let mut phase = self.lock();
+        if phase.0 == Phase::Idle {
+            *phase = (Phase::Head, Instant::now());
+        }
+    }
+
+    fn deadline(&self, bounds: &Bounds) -> Option<Instant> {
+        let (phase, since) = *self.lock();
+        match phase {
+            Phase::Idle => Some(since + bounds.idle),
+            Phase::Head => Some(since + bounds.head),
+            Phase::Body => Some(since + bounds.body + SLACK),
+            Phase::Waiting | Phase::Working => None,
+        }
+    }
+}
+
+/// All connections.
+#[derive(Debug, Default)]
+struct Table {
+    slots: Mutex<HashMap<u64, Arc<Slot>>>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends the one away that can best be spared, if there is one that has not been told already.
+    fn make_room(&self) {
+        let slots = self.lock();
+        let spared = slots.values().filter(|slot| !slot.told.load(Ordering::Relaxed));
+        let (phase, slot) = match spared.map(|slot| (*slot.lock(), slot)).min_by_key(|(phase, _)| *phase) {
+            Some(((phase, _), slot)) if phase != Phase::Working => (phase, slot),
+            _ => return,
+        };
+        slot.told.store(true, Ordering::Relaxed);
+        if phase == Phase::Waiting {
+            slot.hurry.notify_one();
+        } else {
+            slot.leave.notify_one();
+        }
+    }
+}
+
+/// Accepts connections until `shutdown` is true, and returns when the last one is done. From then on nobody waits for a
+/// run any more.
+pub async fn serve<F, A>(listener: TcpListener, bounds: Bounds, mut shutdown: watch::Receiver<bool>, answer: F)
+where
+    F: Fn(Request<Incoming>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let table = Arc::new(Table::default());
+    let places = Arc::new(Semaphore::new(bounds.open));
+    let mut number = 0_u64;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|told| *told) => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "the hook listener could not take a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let place = tokio::select! {
+            place = find_place(&table, &places) => place,
+            _ = shutdown.wait_for(|told| *told) => break,
+        };
+        number += 1;
+        let slot = Arc::new(Slot::new());
+        table.lock().insert(number, Arc::clone(&slot));
+        let seat = Seat { table: Arc::clone(&table), number, _place: place };
+        let (answer, shutdown) = (answer.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            // Nagle would hold back the last part of an answer.
+            let _ = stream.set_nodelay(true);
+            converse(stream, &slot, bounds, shutdown, answer).await;
+            drop(seat);
+        });
+    }
+    drop(listener);
+    for slot in table.lock().values() {
+        slot.hurry.notify_one();
+    }
+    let all = u32::try_from(bounds.open).unwrap_or(u32::MAX);
+    // It is never closed.
+    let _ = places.acquire_many(all).await;
+}
+
+async fn find_place(table: &Table, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some(place);
+    }
+    loop {
+        table.make_room();
+        if let Ok(place) = timeout(FULL_PAUSE, Arc::clone(places).acquire_owned()).await {
+            return place.ok();
+        }
+    }
+}
+
+/// A place among the connections, given back when the task ends, however it ends.
+struct Seat {
+    table: Arc<Table>,
+    number: u64,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.number);
+    }
+}
+
+async fn converse<F, A>(
+    stream: TcpStream,
+    slot: &Arc<Slot>,
+    bounds: Bounds,
+    mut shutdown: watch::Receiver<bool>,
+    answer: F,
+) where
+    F: Fn(Request<Incoming>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let service = service_fn(|request| {
+        slot.enter(Phase::Working);
+        let (answer, slot) = (answer.clone(), Arc::clone(slot));
+        Box::pin(async move {
+            let mut response = answer(request, Arc::clone(&slot)).await;
+            slot.enter(Phase::Idle);
+            if slot.told.load(Ordering::Relaxed) {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        })
+    });
+    let mut builder = http1::Builder::new();
+    // The deadlines are those of the phases.
+    builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(BUFFER_BYTES);
+    let mut connection = builder.serve_connection(TokioIo::new(Watched { stream, slot: Arc::clone(slot) }), service);
+    let alarm = sleep(bounds.head);
+    tokio::pin!(alarm);
+    let mut leaving = false;
+    loop {
+        let step = poll_fn(|cx| {
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(Some(ended));
+            }
+            let Some(deadline) = slot.deadline(&bounds) else { return Poll::Pending };
+            if alarm.deadline() != deadline {
+                alarm.as_mut().reset(deadline);
+            }
+            alarm.as_mut().poll(cx).map(|()| None)
+        });
+        tokio::select! {
+            ended = step => match ended {
+                Some(Ok(())) => break,
+                // It broke, or its time is over.
+                Some(Err(_)) | None => return,
+            },
+            () = slot.leave.notified() => {
+                if slot.lock().0 < Phase::Waiting {
+                    return;
+                }
+                // Its request was whole in the meantime.
+                slot.told.store(false, Ordering::Relaxed);
+            }
+            _ = shutdown.wait_for(|told| *told), if !leaving => {
+                leaving = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+        }
+    }
+    slot.enter(Phase::Idle);
+    let mut io = connection.into_parts().io.into_inner();
+    tokio::select! {
+        () = linger(&mut io) => {}
+        () = sleep_until(Instant::now() + LINGER) => {}
+        () = slot.leave.notified() => {}
+    }
+}
+
+async fn linger(io: &mut Watched) {
+    let mut left = LINGER_BYTES;
+    let mut sink = vec![0; 4096];
+    if io.shutdown().await.is_err() {
+        return;
+    }
+    while let Ok(read) = io.read(&mut sink).await
+        && read > 0
+        && read < left
+    {
+        left -= read;
+    }
+}
+
+/// The socket, which tells its slot when bytes come.
+struct Watched {
+    stream: TcpStream,
+    slot: Arc<Slot>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.slot.note_bytes();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
