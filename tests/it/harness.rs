@@ -173,11 +173,16 @@ impl Served {
         self.child.wait().expect("it is gone");
     }
 
-    /// SIGTERM, and its exit code.
-    pub fn terminate(&mut self) -> Option<i32> {
+    /// SIGTERM.
+    pub fn signal(&self) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         // SAFETY: a plain system call on our own child.
         unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+
+    /// SIGTERM, and its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal();
         self.child.wait().expect("it ends").code()
     }
 }

@@ -7,6 +7,7 @@ mod crash;
 mod disk;
 mod examples;
 mod harness;
+mod hooks;
 mod hostile;
 mod isolate;
 mod outages;

@@ -3,8 +3,8 @@
 //! Each is in a *phase*: its next request's head is arriving, it is idle between requests, a body is arriving, its
 //! request is being worked on, or it waits for a run's end. Heads and bodies have their time, and an idle connection a
 //! longer one. When all places are taken, a newcomer gets the place of whoever has been idle longest, else of the oldest
-//! head or body that is still arriving: a caller who sends its post at once is through before its turn comes, however
-//! many others trickle. When all of them wait for runs, the one that has waited longest is answered now; its run goes on.
+//! head or body that trickles: a caller who sends its post at once is through before its turn comes, however many others
+//! do not. When there is none, the post that has waited longest for its run is answered now, and its run goes on.
 //!
 //! A client that is answered before it has sent its body would lose the answer to a reset; so a connection is closed in
 //! two steps, ours first, and what still comes is thrown away for a moment.
@@ -35,6 +35,8 @@ const BUFFER_BYTES: usize = 32 * 1024;
 /// For so long, and so many bytes, what a client still sends is thrown away after its answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
+/// A head or body that has been arriving for so long is slow.
+const TRICKLES: Duration = Duration::from_secs(1);
 /// When every place is taken, it is looked again for one so often.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// After an error of the listener itself, such as no descriptors.
@@ -57,8 +59,8 @@ impl Default for Bounds {
     }
 }
 
-/// In the order in which connections are given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What a connection is at. See the module text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Idle,
     Head,
@@ -67,6 +69,24 @@ pub enum Phase {
     Waiting,
     /// Soon done.
     Working,
+}
+
+impl Phase {
+    /// Who is given up first when a place is needed; `None` for those who are not.
+    fn rank(self, lasts: Duration) -> Option<u8> {
+        match self {
+            Self::Idle => Some(0),
+            Self::Head | Self::Body if lasts >= TRICKLES => Some(1),
+            Self::Waiting => Some(2),
+            Self::Head | Self::Body => Some(3),
+            Self::Working => None,
+        }
+    }
+
+    /// Its client has not sent the next request whole.
+    fn is_arriving(self) -> bool {
+        matches!(self, Self::Idle | Self::Head | Self::Body)
+    }
 }
 
 /// One connection, as the others see it.
@@ -133,17 +153,18 @@ impl Table {
 
     /// Sends the one away that can best be spared, if there is one that has not been told already.
     fn make_room(&self) {
+        let now = Instant::now();
         let slots = self.lock();
-        let spared = slots.values().filter(|slot| !slot.told.load(Ordering::Relaxed));
-        let (phase, slot) = match spared.map(|slot| (*slot.lock(), slot)).min_by_key(|(phase, _)| *phase) {
-            Some(((phase, _), slot)) if phase != Phase::Working => (phase, slot),
-            _ => return,
-        };
+        let candidates = slots.values().filter(|slot| !slot.told.load(Ordering::Relaxed)).filter_map(|slot| {
+            let (phase, since) = *slot.lock();
+            Some((phase.rank(now - since)?, since, phase, slot))
+        });
+        let Some((_, _, phase, slot)) = candidates.min_by_key(|(rank, since, ..)| (*rank, *since)) else { return };
         slot.told.store(true, Ordering::Relaxed);
-        if phase == Phase::Waiting {
-            slot.hurry.notify_one();
-        } else {
+        if phase.is_arriving() {
             slot.leave.notify_one();
+        } else {
+            slot.hurry.notify_one();
         }
     }
 }
@@ -268,7 +289,7 @@ async fn converse<F, A>(
                 Some(Err(_)) | None => return,
             },
             () = slot.leave.notified() => {
-                if slot.lock().0 < Phase::Waiting {
+                if slot.lock().0.is_arriving() {
                     return;
                 }
                 // Its request was whole in the meantime.
