@@ -2,9 +2,10 @@
 //!
 //! Each is in a *phase*: its next request's head is arriving, it is idle between requests, a body is arriving, its
 //! request is being worked on, or it waits for a run's end. Heads and bodies have their time, and an idle connection a
-//! longer one. When all places are taken, a newcomer gets the place of whoever has been idle longest, else of the oldest
-//! head or body that trickles: a caller who sends its post at once is through before its turn comes, however many others
-//! do not. When there is none, the post that has waited longest for its run is answered now, and its run goes on.
+//! longer one. When all places are taken, a newcomer gets the place of a stranger who is idle, else of one whose head or
+//! body trickles, the oldest first; a stranger is a connection on which no post has shown its secret. Then come those who
+//! have, in the same order. A caller who sends its post at once is through before its turn comes, however many others do
+//! not. When there is none of these, the post that has waited longest for its run is answered now, and its run goes on.
 //!
 //! A client that is answered before it has sent its body would lose the answer to a reset; so a connection is closed in
 //! two steps, ours first, and what still comes is thrown away for a moment.
@@ -73,12 +74,13 @@ pub enum Phase {
 
 impl Phase {
     /// Who is given up first when a place is needed; `None` for those who are not.
-    fn rank(self, lasts: Duration) -> Option<u8> {
+    fn rank(self, lasts: Duration, known: bool) -> Option<u8> {
+        let later = if known { 2 } else { 0 };
         match self {
-            Self::Idle => Some(0),
-            Self::Head | Self::Body if lasts >= TRICKLES => Some(1),
-            Self::Waiting => Some(2),
-            Self::Head | Self::Body => Some(3),
+            Self::Idle => Some(later),
+            Self::Head | Self::Body if lasts >= TRICKLES => Some(later + 1),
+            Self::Waiting => Some(4),
+            Self::Head | Self::Body => Some(5),
             Self::Working => None,
         }
     }
@@ -95,7 +97,9 @@ pub struct Slot {
     phase: Mutex<(Phase, Instant)>,
     leave: Notify,
     hurry: Notify,
+    /// It was sent away, or hurried.
     told: AtomicBool,
+    known: AtomicBool,
 }
 
 impl Slot {
@@ -105,11 +109,17 @@ impl Slot {
             leave: Notify::new(),
             hurry: Notify::new(),
             told: AtomicBool::new(false),
+            known: AtomicBool::new(false),
         }
     }
 
     pub fn enter(&self, phase: Phase) {
         *self.lock() = (phase, Instant::now());
+    }
+
+    /// A post on this connection has shown its secret.
+    pub fn note_known(&self) {
+        self.known.store(true, Ordering::Relaxed);
     }
 
     /// Returns when this connection is to be answered now, because its place or the daemon is needed no longer.
@@ -157,7 +167,8 @@ impl Table {
         let slots = self.lock();
         let candidates = slots.values().filter(|slot| !slot.told.load(Ordering::Relaxed)).filter_map(|slot| {
             let (phase, since) = *slot.lock();
-            Some((phase.rank(now - since)?, since, phase, slot))
+            let known = slot.known.load(Ordering::Relaxed);
+            Some((phase.rank(now - since, known)?, since, phase, slot))
         });
         let Some((_, _, phase, slot)) = candidates.min_by_key(|(rank, since, ..)| (*rank, *since)) else { return };
         slot.told.store(true, Ordering::Relaxed);
@@ -364,5 +375,44 @@ impl AsyncWrite for Watched {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_who_do_nothing_go_first_and_work_is_never_cut() {
+        let (young, old) = (Duration::from_millis(10), Duration::from_secs(2));
+        let table = Table::default();
+        let ago = |lasts: Duration| Instant::now().checked_sub(lasts).unwrap();
+        let in_order = [
+            (Phase::Idle, old, false),
+            (Phase::Idle, young, false),
+            (Phase::Body, 2 * old, false),
+            (Phase::Head, old, false),
+            (Phase::Idle, 2 * old, true),
+            (Phase::Head, 2 * old, true),
+            (Phase::Waiting, 2 * old, true),
+            (Phase::Waiting, young, true),
+            (Phase::Head, 2 * young, true),
+            (Phase::Body, young, false),
+        ];
+        let mut slots = Vec::new();
+        for (number, (phase, lasts, known)) in (0..).zip(in_order.into_iter().chain([(Phase::Working, old, true)])) {
+            let slot = Arc::new(Slot::new());
+            *slot.lock() = (phase, ago(lasts));
+            slot.known.store(known, Ordering::Relaxed);
+            table.lock().insert(number, Arc::clone(&slot));
+            slots.push(slot);
+        }
+        let told = || slots.iter().filter(|slot| slot.told.load(Ordering::Relaxed)).count();
+        for (turn, case) in in_order.iter().enumerate() {
+            table.make_room();
+            assert!(slots[turn].told.load(Ordering::Relaxed) && told() == turn + 1, "{turn}: {case:?}");
+        }
+        table.make_room();
+        assert_eq!(told(), in_order.len(), "what is being worked on is left alone");
     }
 }

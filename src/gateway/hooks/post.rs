@@ -117,6 +117,7 @@ impl Hooks {
                 (body, signed.delivery_id)
             }
         };
+        slot.note_known();
         let wait = self.wait_of(&parts)?;
         let input_json = input_of(&body);
         let most = self.daemon.services().limits.value_bytes;

@@ -3,6 +3,9 @@
 use super::*;
 use crate::harness::Served;
 
+/// Posts until a daemon says that it is stopping meet no limit.
+const MANY: &str = "[hooks]\nposts_per_minute = 1000000\n";
+
 /// Asks the daemon to stop, and waits until it takes no more fires. A signal that came before would be one with the next.
 async fn stop(served: &Served, hooks: &Hooks) -> Answered {
     served.signal();
@@ -17,6 +20,7 @@ async fn stop(served: &Served, hooks: &Hooks) -> Answered {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_stopping_callers_are_told_to_come_back() {
     let root = Root::new();
+    root.write("dirigent.toml", MANY);
     root.automation("a/parked", &webhook("parked", ""), PARKED);
     root.automation("a/echo", &webhook("echo", ""), ECHO);
     let mut served = root.serve();
@@ -44,6 +48,7 @@ async fn while_stopping_callers_are_told_to_come_back() {
 async fn a_post_that_waits_when_the_daemon_goes_is_answered() {
     let root = Root::new();
     let queued = format!(r#""concurrency": {{"mode": "queued"}}, {}"#, webhook("queued", ""));
+    root.write("dirigent.toml", MANY);
     root.automation("a/queued", &queued, PARKED);
     root.automation("b/echo", &webhook("echo", ""), ECHO);
     let mut served = root.serve();
