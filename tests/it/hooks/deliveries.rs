@@ -92,6 +92,27 @@ async fn posts_of_one_delivery_at_the_same_time_are_one_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_retry_of_a_delivery_is_run_and_is_not_its_answer() {
+    let root = Root::new();
+    root.automation(
+        "a/flaky",
+        &format!(r#""retry": {{"max": 1, "backoffMs": 1}}, {}"#, webhook("flaky", "")),
+        "export default ({ ctx }) => { if (ctx.run.attempt < 2) throw new Error('not yet'); return { summary: 'at last' }; };",
+    );
+    let daemon = root.daemon().await;
+    let hooks = Hooks::of(&daemon, &root).await;
+    assert!(hooks::url_of(&daemon, "flaky").starts_with(&hooks.base));
+    let mut events = daemon.services().bus.runs();
+    let first = answer(hooks.post("flaky").header("webhook-id", "d1")).await;
+    assert_eq!(first.status, 500, "{first:?}");
+    let rows = "select attempt, status, summary from runs order by rowid";
+    root.sql_becomes(&mut events, "a", rows, &["1|error|", "2|ok|at last"]).await;
+    let again = answer(hooks.post("flaky").header("webhook-id", "d1")).await;
+    assert_eq!((again.status, again.body), (500, first.body));
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_leaves_its_run_and_its_delivery() {
     let root = Root::new();
     root.automation("a/parked", &webhook("parked", ""), PARKED);
