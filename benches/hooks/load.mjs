@@ -11,7 +11,7 @@ import autocannon from 'autocannon';
 const APPS = 10;
 const SECRET = 'load-secret';
 // A delivery is repeated after so many others: long after its row was written.
-const REPEAT_AFTER = 500;
+const REPEAT_AFTER = 450;
 
 const { values } = parseArgs({
   options: {

@@ -2,10 +2,11 @@
 //!
 //! Each is in a *phase*: its next request's head is arriving, it is idle between requests, a body is arriving, its
 //! request is being worked on, or it waits for a run's end. Heads and bodies have their time, and an idle connection a
-//! longer one. When all places are taken, a newcomer gets the place of a stranger who is idle, else of one whose head or
-//! body trickles, the oldest first; a stranger is a connection on which no post has shown its secret. Then come those who
-//! have, in the same order. A caller who sends its post at once is through before its turn comes, however many others do
-//! not. When there is none of these, the post that has waited longest for its run is answered now, and its run goes on.
+//! longer one. When all places are taken, a newcomer gets one from a *stranger*, a connection on which no post has shown
+//! its secret: from one that is idle, else from the one whose head or body has been arriving longest. A caller who sends
+//! its post at once is through before its turn comes, however many others do not. After the strangers come known callers
+//! who trickle or have been idle for a while. Only where strangers are few, because it is known callers who crowd, the
+//! post that has waited longest for its run is answered now; its run goes on.
 //!
 //! A client that is answered before it has sent its body would lose the answer to a reset; so a connection is closed in
 //! two steps, ours first, and what still comes is thrown away for a moment.
@@ -36,8 +37,12 @@ const BUFFER_BYTES: usize = 32 * 1024;
 /// For so long, and so many bytes, what a client still sends is thrown away after its answer.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1024 * 1024;
-/// A head or body that has been arriving for so long is slow.
+/// A stranger's head or body has this time before it may be sent away: most good ones need a hundredth of it.
+const FRESH: Duration = Duration::from_millis(250);
+/// The same for known callers, and how long they are left idle.
 const TRICKLES: Duration = Duration::from_secs(1);
+/// Strangers are few when they hold less than one place in so many.
+const FEW: usize = 4;
 /// When every place is taken, it is looked again for one so often.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 /// After an error of the listener itself, such as no descriptors.
@@ -73,15 +78,15 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Who is given up first when a place is needed; `None` for those who are not.
-    fn rank(self, lasts: Duration, known: bool) -> Option<u8> {
-        let later = if known { 2 } else { 0 };
-        match self {
-            Self::Idle => Some(later),
-            Self::Head | Self::Body if lasts >= TRICKLES => Some(later + 1),
-            Self::Waiting => Some(4),
-            Self::Head | Self::Body => Some(5),
-            Self::Working => None,
+    /// Who is given up first when a place is needed; `None` for those who are not. `crowded`: by known callers.
+    fn rank(self, lasts: Duration, known: bool, crowded: bool) -> Option<u8> {
+        match (self, known) {
+            (Self::Idle, false) => Some(0),
+            (Self::Head | Self::Body, false) if lasts >= FRESH => Some(1),
+            (Self::Idle | Self::Head | Self::Body, true) if lasts >= TRICKLES => Some(2),
+            (Self::Waiting, _) if crowded => Some(3),
+            (Self::Idle, true) if crowded => Some(4),
+            _ => None,
         }
     }
 
@@ -165,10 +170,12 @@ impl Table {
     fn make_room(&self) {
         let now = Instant::now();
         let slots = self.lock();
+        let strangers = slots.values().filter(|slot| !slot.known.load(Ordering::Relaxed)).count();
+        let crowded = strangers * FEW < slots.len();
         let candidates = slots.values().filter(|slot| !slot.told.load(Ordering::Relaxed)).filter_map(|slot| {
             let (phase, since) = *slot.lock();
             let known = slot.known.load(Ordering::Relaxed);
-            Some((phase.rank(now - since, known)?, since, phase, slot))
+            Some((phase.rank(now - since, known, crowded)?, since, phase, slot))
         });
         let Some((_, _, phase, slot)) = candidates.min_by_key(|(rank, since, ..)| (*rank, *since)) else { return };
         slot.told.store(true, Ordering::Relaxed);
@@ -382,28 +389,14 @@ impl AsyncWrite for Watched {
 mod tests {
     use super::*;
 
-    #[test]
-    fn strangers_who_do_nothing_go_first_and_work_is_never_cut() {
-        let (young, old) = (Duration::from_millis(10), Duration::from_secs(2));
+    /// Who is sent away, in turn; and that the rest is left alone.
+    fn check(in_order: &[(Phase, Duration, bool)], left: &[(Phase, Duration, bool)]) {
         let table = Table::default();
-        let ago = |lasts: Duration| Instant::now().checked_sub(lasts).unwrap();
-        let in_order = [
-            (Phase::Idle, old, false),
-            (Phase::Idle, young, false),
-            (Phase::Body, 2 * old, false),
-            (Phase::Head, old, false),
-            (Phase::Idle, 2 * old, true),
-            (Phase::Head, 2 * old, true),
-            (Phase::Waiting, 2 * old, true),
-            (Phase::Waiting, young, true),
-            (Phase::Head, 2 * young, true),
-            (Phase::Body, young, false),
-        ];
         let mut slots = Vec::new();
-        for (number, (phase, lasts, known)) in (0..).zip(in_order.into_iter().chain([(Phase::Working, old, true)])) {
+        for (number, (phase, lasts, known)) in (0..).zip(in_order.iter().chain(left)) {
             let slot = Arc::new(Slot::new());
-            *slot.lock() = (phase, ago(lasts));
-            slot.known.store(known, Ordering::Relaxed);
+            *slot.lock() = (*phase, Instant::now().checked_sub(*lasts).unwrap());
+            slot.known.store(*known, Ordering::Relaxed);
             table.lock().insert(number, Arc::clone(&slot));
             slots.push(slot);
         }
@@ -413,6 +406,44 @@ mod tests {
             assert!(slots[turn].told.load(Ordering::Relaxed) && told() == turn + 1, "{turn}: {case:?}");
         }
         table.make_room();
-        assert_eq!(told(), in_order.len(), "what is being worked on is left alone");
+        assert_eq!(told(), in_order.len(), "of those who are left alone");
+    }
+
+    #[test]
+    fn strangers_who_do_nothing_go_first_and_work_is_never_cut() {
+        let (young, old) = (Duration::from_millis(10), Duration::from_secs(2));
+        check(
+            &[
+                (Phase::Idle, old, false),
+                (Phase::Idle, young, false),
+                (Phase::Body, 2 * old, false),
+                (Phase::Head, old, false),
+                (Phase::Head, FRESH, false),
+                (Phase::Idle, 3 * old, true),
+                (Phase::Head, 2 * old, true),
+            ],
+            &[
+                (Phase::Head, young, false),
+                (Phase::Idle, young, true),
+                (Phase::Body, young, true),
+                (Phase::Waiting, old, true),
+                (Phase::Working, old, true),
+                (Phase::Working, old, false),
+            ],
+        );
+    }
+
+    #[test]
+    fn known_callers_make_room_for_one_another() {
+        let (young, old) = (Duration::from_millis(10), Duration::from_secs(2));
+        check(
+            &[
+                (Phase::Idle, old, true),
+                (Phase::Waiting, 2 * old, true),
+                (Phase::Waiting, young, true),
+                (Phase::Idle, young, true),
+            ],
+            &[(Phase::Head, young, false), (Phase::Body, young, true), (Phase::Working, old, true)],
+        );
     }
 }
