@@ -1,8 +1,8 @@
 //! A run's events as a stream: first what the ledger holds, then what happens, each once, none missing.
 //!
 //! The listener was there before the ledger was read, so nothing falls between; what was both read and heard is told
-//! once, because each event has its place: a log line its number, a node its ordinal, a run its one end. Each carries as its
-//! id what was told up to and with it ([`Told`]), so that a listener that was cut off gets exactly the rest.
+//! once, because each event has its place: a log line its number, a node its ordinal, a run its one end. Each carries
+//! as its id what was told up to and with it ([`Told`]), so that a listener that was cut off gets exactly the rest.
 //!
 //! Every event stands in the ledger before it is heard. So a listener that was too slow reads the ledger again and goes
 //! on. It does so too when it hears of the end, before it tells of it: the nodes that were open then were closed with

@@ -247,8 +247,8 @@ impl Reader {
         self.nodes_within(id, usize::MAX)
     }
 
-    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones are
-    /// shortened as if they had been too long to store.
+    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones
+    /// are shortened as if they had been too long to store.
     pub fn nodes_within(&self, id: &RunId, most: usize) -> Result<Vec<NodeRow>, LedgerError> {
         let mut left = most;
         let mut nodes = Vec::new();
@@ -288,8 +288,8 @@ impl Reader {
         )
     }
 
-    /// The runs of this app that a run invoked, oldest first, without input and output. Those in other apps are in their
-    /// ledgers; the node's `child_run_id` names them.
+    /// The runs of this app that a run invoked, oldest first, without input and output. Those in other apps are in
+    /// their ledgers; the node's `child_run_id` names them.
     pub fn children(&self, id: &RunId) -> Result<Vec<RunRow>, LedgerError> {
         let sql =
             concat!("SELECT ", run_columns!("NULL, NULL"), " FROM runs r WHERE r.parent_run_id = ?1 ORDER BY r.run_id");
@@ -298,8 +298,8 @@ impl Reader {
 
     /// What the rows of each automation say together, or those of one; of the newest `recent`, each by itself.
     ///
-    /// Looks at every row's head, in the order of the file, and at the newest of each automation through the index: with a
-    /// million rows, a second or so.
+    /// Looks at every row's head, in the order of the file, and at the newest of each automation through the index:
+    /// with a million rows, a second or so.
     pub fn history(
         &self,
         only: Option<&AutomationId>,
