@@ -12,3 +12,4 @@ mod isolate;
 mod outages;
 mod recording;
 mod runs;
+mod validate;
