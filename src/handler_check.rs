@@ -29,6 +29,7 @@ use oxc_span::SourceType;
 use serde::{Deserialize, Serialize};
 
 pub use globals::GLOBALS;
+pub use shapes::members;
 
 use crate::fire::Problem;
 use text::{Findings, syntax_problems};

@@ -33,6 +33,14 @@ pub fn check<'a>(semantic: &Semantic<'a>, contract: Contract, findings: &mut Fin
         match statement {
             Statement::ExportDefaultDeclaration(export) => {
                 let seen = match &export.declaration {
+                    // By its own name it may be called with something else.
+                    ExportDefaultDeclarationKind::FunctionDeclaration(function)
+                        if function.id.as_ref().and_then(|id| id.symbol_id.get()).is_some_and(|symbol| {
+                            !semantic.scoping().get_resolved_reference_ids(symbol).is_empty()
+                        }) =>
+                    {
+                        Seen::Unknown
+                    }
                     ExportDefaultDeclarationKind::FunctionDeclaration(function) => Seen::Function(&function.params),
                     ExportDefaultDeclarationKind::ClassDeclaration(_) => Seen::NoFunction(A_CLASS),
                     other => match other.as_expression() {

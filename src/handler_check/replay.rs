@@ -1,8 +1,8 @@
 //! What gives something else each time: the clock and chance. A retry or a replay is given the same input, and a cron
 //! run knows the instant that it stands for; a handler that asks the clock instead does something else then.
 //!
-//! Where it makes no difference nothing is said: as the other choice beside `scheduledFor`, and in a difference of two
-//! times, which is a duration.
+//! Where it makes no difference nothing is said: as the other choice beside `scheduledFor`, in a difference of two
+//! times, which is a duration, and in what is logged.
 
 use oxc_ast::AstKind;
 use oxc_ast::ast::{BindingPattern, Expression};
@@ -11,6 +11,7 @@ use oxc_span::{GetSpan, Span};
 use oxc_syntax::operator::{BinaryOperator, LogicalOperator};
 
 use super::flow::Flow;
+use super::shapes::Value;
 use super::text::Findings;
 
 const CODE: &str = "differs_on_replay";
@@ -32,7 +33,7 @@ pub fn check(flow: &Flow<'_, '_>, findings: &mut Findings<'_>) {
             }
             _ => continue,
         };
-        if is_time && is_harmless(flow, node.id(), span) {
+        if is_logged(flow, node.id()) || (is_time && is_harmless(flow, node.id(), span)) {
             continue;
         }
         let message = format!("{what} gives something else when this run is retried or replayed");
@@ -50,6 +51,21 @@ fn global_member<'a>(flow: &Flow<'_, 'a>, callee: &Expression<'a>) -> Option<(&'
 fn is_global(flow: &Flow<'_, '_>, expression: &Expression<'_>, name: &str) -> bool {
     matches!(expression, Expression::Identifier(identifier)
         if identifier.name == name && identifier.reference_id.get().is_some_and(|id| flow.symbol(id).is_none()))
+}
+
+/// Whether it stands in what `log` or `console` is given.
+fn is_logged(flow: &Flow<'_, '_>, id: NodeId) -> bool {
+    let nodes = flow.semantic.nodes();
+    nodes
+        .ancestor_kinds(id)
+        .take_while(|kind| !matches!(kind, AstKind::Function(_) | AstKind::ArrowFunctionExpression(_)))
+        .any(|kind| match kind {
+            AstKind::CallExpression(call) => match flow.value(&call.callee) {
+                Some(Value::Function(function)) => function.name.starts_with("log."),
+                _ => matches!(global_member(flow, &call.callee), Some(("console", _))),
+            },
+            _ => false,
+        })
 }
 
 fn is_harmless(flow: &Flow<'_, '_>, id: NodeId, span: Span) -> bool {

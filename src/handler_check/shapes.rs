@@ -91,6 +91,27 @@ pub fn arguments(contract: Contract) -> &'static Shape {
     }
 }
 
+/// Every shape that a handler of this contract can reach, by name, with its members in order.
+pub fn members(contract: Contract) -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut found: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
+    let mut to_visit = vec![arguments(contract)];
+    while let Some(shape) = to_visit.pop() {
+        if found.iter().any(|(name, _)| *name == shape.name) {
+            continue;
+        }
+        found.push((shape.name, shape.names()));
+        for (_, value) in shape.members {
+            match value {
+                Value::Object(shape) => to_visit.push(shape),
+                Value::Function(Function { kind: Kind::Transaction, .. }) => to_visit.push(&TX),
+                Value::Function(Function { result: Outcome::Statement, .. }) => to_visit.push(&STATEMENT),
+                Value::Function(_) | Value::Promise(_) | Value::Other => {}
+            }
+        }
+    }
+    found
+}
+
 /// What every object answers to, and what promises, serialisers and printers ask for: never a mistake.
 pub const ANY_OBJECT: &[&str] = &[
     "__defineGetter__",

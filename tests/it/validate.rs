@@ -1,8 +1,8 @@
 //! `validate` as a builder sees it: problems of handlers, with places and hints, through the real program.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dirigent::handler_check::GLOBALS;
+use dirigent::handler_check::{Contract, GLOBALS, members};
 use serde_json::Value;
 
 use crate::harness::{Root, run};
@@ -87,6 +87,50 @@ fn v8_has_the_last_word_and_deep_texts_end_nothing() {
     let codes: BTreeSet<&str> = problems.iter().filter_map(|problem| problem["code"].as_str()).collect();
     assert!(codes.contains("not_checked"), "{codes:?}");
     assert!(codes.iter().all(|code| ["not_checked", "handler_load"].contains(code)), "{codes:?}");
+}
+
+/// The check's table of the contract, beside what handlers are really given.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_members_is_that_of_a_real_host() {
+    const DATABASE: &str = "'db.prepare()': keys(db.prepare('select 1')), db: keys(db), \
+        tx: await db.transaction(async (tx) => keys(tx))";
+    let root = Root::new();
+    root.automation(
+        "a/x",
+        "",
+        "const { keys } = Object;\n\
+         export default async (args) => {\n\
+         \x20 const { ctx, log } = args;\n\
+         \x20 const read = await ctx.tool('centraid_read', { query: 'q' });\n\
+         \x20 const { body } = await ctx.tool('centraid_write', { action: 'a' });\n\
+         \x20 const automation = { 'an automation\u{2019}s argument': keys(args), ctx: keys(ctx), log: keys(log),\n\
+         \x20   'ctx.state': keys(ctx.state), 'ctx.runs': keys(ctx.runs), 'ctx.run': keys(ctx.run) };\n\
+         \x20 return { output: [automation, read, body] };\n\
+         };\n",
+    );
+    root.write("a/app.json", r#"{"queries": [{"name": "q"}], "actions": [{"name": "a"}]}"#);
+    let tool = |name: &str, result: &str| {
+        format!(
+            "const {{ keys }} = Object;\nexport default async (args) => {{\n  const {{ db, log }} = args;\n  const \
+             members = {{ '{name}': keys(args), log: keys(log), {DATABASE} }};\n  return {result};\n}};\n"
+        )
+    };
+    root.write("a/queries/q.js", &tool("a query\u{2019}s argument", "members"));
+    root.write("a/actions/a.js", &tool("an action\u{2019}s argument", "{ body: members }"));
+    let daemon = root.daemon().await;
+    let (_, end) = run(&daemon, "a/x", None).await;
+    let output = end.output_json.unwrap_or_else(|| panic!("{:?}", end.error));
+    let real: Vec<BTreeMap<String, BTreeSet<String>>> = serde_json::from_str(&output).expect("members");
+    for (contract, real) in [Contract::Automation, Contract::Query, Contract::Action].into_iter().zip(real) {
+        let table: BTreeMap<String, BTreeSet<String>> = members(contract)
+            .into_iter()
+            // What is not there in this run has no key.
+            .filter(|(name, _)| *name != "ctx.run.trigger")
+            .map(|(name, members)| (name.replace('\'', "\u{2019}"), members.into_iter().map(str::to_owned).collect()))
+            .collect();
+        assert_eq!(table, real, "{contract:?}");
+    }
+    daemon.stop(std::time::Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
