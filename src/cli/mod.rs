@@ -11,7 +11,7 @@
 //! | `serve` | `serve` |
 //! | `run`, `follow` | `run`, `replay`, and the telling of a run |
 //! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
-//! | `runs`, `trace`, `logs`, `ledgers` | what happened |
+//! | `runs`, `stats`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `client` | asking the daemon |
 //! | `types` | `types`, `schema`, `completions` |
@@ -33,6 +33,7 @@ mod place;
 mod run;
 mod runs;
 mod serve;
+mod stats;
 mod times;
 mod toggle;
 mod trace;
@@ -91,6 +92,7 @@ enum Command {
     Validate(validate::ValidateArgs),
     Next(next::NextArgs),
     Runs(runs::RunsArgs),
+    Stats(stats::StatsArgs),
     Trace(trace::TraceArgs),
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
@@ -152,6 +154,7 @@ fn dispatch(cli: Cli) -> Outcome {
             next::next(&place, &args)
         }
         Command::Runs(args) => runs::runs(&place()?, &args),
+        Command::Stats(args) => stats::stats(&place()?, &args),
         Command::Trace(args) => trace::trace(&place()?, &args),
         Command::New(args) => new::new(&place()?, &args),
         Command::Enable(args) => toggle::toggle(&place()?, &args, true),

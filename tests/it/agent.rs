@@ -209,3 +209,59 @@ async fn a_mock_model_is_refused_before_anything_runs() {
     let shown = root.cli(&["validate"]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("mock_model_disallowed"), "{shown:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_tokens_stand_beside_the_estimate() {
+    let root = Root::new();
+    let (base, _) = server((0..4).map(|_| (200, answered("local", "four"))).collect()).await;
+    root.write("dirigent.toml", &settings("local", &base));
+    root.automation(
+        "a/asks",
+        r#""requires": {"model": "local/m"}, "costEstimate": {"model": "local/m", "tokensPerFire": 12}"#,
+        "export default async ({ ctx, input }) => { for (let n = 0; n < input; n++) await ctx.agent({ prompt: 'x' }); };",
+    );
+    root.automation("a/fails", "", "export default () => { throw new Error('no'); };");
+    root.automation("b/idle", "", "export default () => {};");
+    let daemon = root.daemon().await;
+    run(&daemon, "a/asks", Some("3")).await;
+    run(&daemon, "a/asks", Some("1")).await;
+    run(&daemon, "a/fails", None).await;
+    let stats = |args: &[&str]| -> Vec<Value> {
+        let told = root.cli(&[&["--json", "stats"], args].concat());
+        let told: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+        told["automations"].as_array().expect("a list").clone()
+    };
+    let all = stats(&[]);
+    let handles: Vec<&Value> = all.iter().map(|line| &line["handle"]).collect();
+    assert_eq!(handles, ["a/asks", "a/fails", "b/idle"]);
+    let of = |line: &Value, names: &[&str]| names.iter().map(|name| line[*name].clone()).collect::<Vec<_>>();
+    let counted = ["fires", "ok", "error", "successRate", "agentCalls", "tokens", "costEstimate"];
+    let tokens =
+        |input: u32, output: u32, per_fire: Option<f64>| json!({"input": input, "output": output, "perFire": per_fire});
+    assert_eq!(
+        of(&all[0], &counted),
+        [
+            json!(2),
+            json!(2),
+            json!(0),
+            json!(1.0),
+            json!(4),
+            tokens(28, 12, Some(20.0)),
+            json!({"model": "local/m", "tokensPerFire": 12.0}),
+        ]
+    );
+    assert!(all[0]["durationMs"]["p50"].as_i64() <= all[0]["durationMs"]["p95"].as_i64());
+    let none = Value::Null;
+    let failed = [json!(1), json!(0), json!(1), json!(0.0), json!(0), tokens(0, 0, None), none.clone()];
+    assert_eq!(of(&all[1], &counted), failed);
+    assert_eq!(of(&all[2], &["fires", "successRate", "durationMs"]), [json!(0), none.clone(), none]);
+    assert_eq!(stats(&["asks"]), [all[0].clone()]);
+    assert_eq!(stats(&["a/fails", "--since", "2099-01-01"])[0]["fires"], 0);
+    let shown = root.cli(&["stats"]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    let line = shown.lines().find(|line| line.starts_with("a/asks")).expect("its line");
+    assert!(line.contains("100 %") && line.trim_end().ends_with("20           12"), "{shown}");
+    assert_eq!(root.cli(&["stats", "nobody"]).status.code(), Some(1));
+    assert_eq!(root.cli(&["stats", "--since", "soon"]).status.code(), Some(2));
+    daemon.stop(std::time::Duration::ZERO).await;
+}
