@@ -7,11 +7,12 @@
 // was written wrong, is not mistaken for a defence.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import http from 'node:http';
+import net from 'node:net';
 import { after, before, describe, test } from 'node:test';
 
-import { guardedPage, launch, makeRoot, serve, signIn } from './harness.mjs';
+import { PATIENCE, guardedPage, launch, makeRoot, serve, signIn } from './harness.mjs';
 
 const VICTIM = 'auto.victim/target';
 /** What an attacker would like to have done. The body suits the first of them, and does no harm to the others. */
@@ -160,12 +161,17 @@ function tools() {
 async function listen(answer) {
   const asked = [];
   const server = http.createServer((request, response) => {
-    asked.push({ method: request.method, path: request.url, type: request.headers['content-type'], cookie: request.headers.cookie });
+    const { cookie, 'content-type': type } = request.headers;
+    asked.push({ method: request.method, path: request.url, type, cookie });
     answer(request, response);
+    server.emit('asked');
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  return { asked, port: server.address().port, close: () => (server.closeAllConnections(), server.close()) };
+  const until = async (is) => {
+    while (!is()) await once(server, 'asked', { signal: AbortSignal.timeout(PATIENCE) });
+  };
+  return { asked, until, port: server.address().port, close: () => (server.closeAllConnections(), server.close()) };
 }
 
 describe('a page of another origin', { timeout: 300_000 }, () => {
@@ -173,19 +179,26 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
   let chromium;
   let evil;
   let naive;
+  let name;
 
   before(async () => {
     const root = await makeRoot({ empty: true });
     await root.automation(VICTIM, { description: 'SECRET' }, "export default () => ({ summary: 'SECRET' });");
     served = await serve(root);
-    chromium = await launch(['--host-resolver-rules=MAP evil.test 127.0.0.1']);
-    evil = await listen((_, response) => response.setHeader('content-type', 'text/html').end('<!doctype html><title>evil</title>'));
+    evil = await listen((_, response) => {
+      response.setHeader('content-type', 'text/html').setHeader('connection', 'close');
+      response.end('<!doctype html><title>evil</title>');
+    });
+    name = await nameServer(evil.port);
+    const rules = `MAP evil.test:${served.port} 127.0.0.1:${name.listens}, MAP evil.test 127.0.0.1`;
+    chromium = await launch([`--host-resolver-rules=${rules}`]);
     naive = await listen((_, response) => response.setHeader('content-type', 'text/plain').end('SECRET'));
   });
   after(async () => {
     await chromium?.close();
     evil?.close();
     naive?.close();
+    name?.close();
     await served?.stop();
   });
 
@@ -199,10 +212,7 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
       [{ httpOnly: true, sameSite: 'Strict', domain: '127.0.0.1', path: '/' }],
     );
     const evilPage = await page.context().newPage();
-    const answers = [];
-    evilPage.on('response', (response) => {
-      if (new URL(response.url()).port === String(served.port)) answers.push(`${response.status()} ${response.request().method()} ${new URL(response.url()).pathname}`);
-    });
+    const answers = await answersTo(evilPage, served.port);
     await evilPage.addInitScript(tools);
     await evilPage.goto(origin);
     return { victim: page, page: evilPage, answers };
@@ -241,15 +251,20 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
       await attempt(page, ATTACKS, `http://127.0.0.1:${naive.port}`, ['/v1/x']);
       await attempt(page, STOPPED_BY_THE_BROWSER, `http://127.0.0.1:${naive.port}`, ['/v1/stopped']);
       const posts = () => naive.asked.filter(({ method }) => method === 'POST');
-      await page.waitForFunction(() => true);
-      assert.equal(posts().length, Object.keys(ATTACKS).length, `each attack arrives: ${JSON.stringify(naive.asked)}`);
+      // Beacons and pings are sent when the browser finds the time.
+      await naive.until(() => posts().length >= Object.keys(ATTACKS).length);
+      assert.equal(posts().length, Object.keys(ATTACKS).length, JSON.stringify(posts()));
       assert.ok(posts().every(({ path }) => path === '/v1/x'));
       assert.ok(posts().every(({ cookie }) => (cookie !== undefined) === cookieGoesAlong), JSON.stringify(posts()));
 
       nothing(await attempt(page, ATTACKS, served.admin, CHANGES));
       nothing(await attempt(page, STOPPED_BY_THE_BROWSER, served.admin, CHANGES));
-      assert.ok(answers.length >= CHANGES.length, 'they were answered');
-      assert.deepEqual(answers.filter((answer) => !/^(401|403) /.test(answer)), [], 'and refused');
+      const refused = (attacks) => Object.keys(attacks).map(() => 403);
+      for (const path of CHANGES) {
+        assert.deepEqual(await answers.count('POST', path, refused(ATTACKS).length), refused(ATTACKS), path);
+        const asked = refused(STOPPED_BY_THE_BROWSER);
+        assert.deepEqual(await answers.count('OPTIONS', path, asked.length), asked, path);
+      }
       await unchanged(manifest, victim);
     });
 
@@ -257,7 +272,7 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
       const { page, answers } = await attacker(t, origin());
       const assets = await victimAssets(served);
       nothing(await attempt(page, READERS, served.admin, [...READS, ...assets]));
-      assert.deepEqual(answers.filter((answer) => !/^(401|403|404) /.test(answer)), [], 'refused');
+      assert.deepEqual(answers.statuses(), [403]);
     });
 
     test(`${place}: a window that it opens is out of its reach`, async (t) => {
@@ -287,9 +302,9 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
     const manifest = await served.root.read('auto.victim/automations/target/automation.json');
     const origin = `http://evil.test:${served.port}`;
     const page = await guardedPage(t, chromium, [origin], { allow: () => true });
-    // The name's first answer came from the attacker; from now on it leads to the daemon.
-    await page.route(`${origin}/`, (route) => route.fulfill({ contentType: 'text/html', body: '<!doctype html><title>evil</title>' }), { times: 1 });
+    // The name's first answer is the attacker's; from then on it leads to the daemon, and all is one origin.
     await page.goto(`${origin}/`);
+    name.port = served.port;
     const ask = (path, options) =>
       page.evaluate(async ([path, options]) => {
         const response = await fetch(path, options);
@@ -309,6 +324,50 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
     assert.equal(await served.root.read('auto.victim/automations/target/automation.json'), manifest);
   });
 });
+
+/** What a port answers to a page, also what the browser then keeps from it: `[method, path, status]` each. */
+async function answersTo(page, port) {
+  const debug = await page.context().newCDPSession(page);
+  const requests = new Map();
+  const statuses = new Map();
+  const answers = [];
+  const more = new EventEmitter();
+  // The two come in any order.
+  const both = (id) => {
+    const [request, status] = [requests.get(id), statuses.get(id)];
+    if (!request || !status) return;
+    const { port: to, pathname } = new URL(request.url);
+    if (to !== String(port)) return;
+    answers.push([request.method, pathname, status]);
+    more.emit('answer');
+  };
+  debug.on('Network.requestWillBeSent', ({ requestId, request }) => both(requestId, requests.set(requestId, request)));
+  debug.on('Network.responseReceivedExtraInfo', ({ requestId, statusCode }) =>
+    both(requestId, statuses.set(requestId, statusCode)),
+  );
+  await debug.send('Network.enable');
+  return {
+    async count(method, path, wanted) {
+      const found = () => answers.filter(([m, p]) => m === method && p === path);
+      while (found().length < wanted) await once(more, 'answer', { signal: AbortSignal.timeout(PATIENCE) });
+      return found().map(([, , status]) => status);
+    },
+    statuses: () => [...new Set(answers.map(([, , status]) => status))].sort(),
+  };
+}
+
+/** A port that leads to another one, which can be changed: what a name's owner does to the name. */
+async function nameServer(first) {
+  const at = { port: first };
+  const server = net.createServer((from) => {
+    const to = net.connect(at.port, '127.0.0.1');
+    from.pipe(to).pipe(from);
+    for (const [one, other] of [[from, to], [to, from]]) one.on('error', () => other.destroy());
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return Object.assign(at, { listens: server.address().port, close: () => server.close() });
+}
 
 /** The addresses of the dashboard's own files. */
 async function victimAssets(served) {
