@@ -177,7 +177,7 @@ export function launch(args = []) {
 export async function signIn(t, browser, served, { allow = () => false, ...context } = {}) {
   const page = await guardedPage(t, browser, [served.admin], { allow, ...context });
   await page.goto(await served.loginLink());
-  await page.getByTestId('automations').waitFor();
+  await page.getByTestId('search').waitFor();
   return page;
 }
 

@@ -1,0 +1,144 @@
+// Everything that a run, a manifest or a caller says is text on the page: it makes no element, runs nothing, asks
+// nobody, and neither widens the page nor turns what stands beside it around.
+
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+
+import { launch, makeRoot, overflow, serve, signIn } from './harness.mjs';
+import { openAutomation, openRun, row } from './pages.mjs';
+
+/** As nasty as text gets. `mark` tells where it was put. */
+const nasty = (mark) =>
+  `${mark} <script>globalThis.pwned = 1; alert(1)</script></script><img src=x onerror="globalThis.pwned = 1">` +
+  `<img src="http://evil.test/${mark}"><b class="injected">bold</b></textarea></title></style></pre>` +
+  `<svg onload="globalThis.pwned = 1"></svg><iframe srcdoc="x"></iframe>&lt;b&gt;&#60; %3Cscript%3E ` +
+  `\${globalThis.pwned = 1} {{constructor}} <a href="javascript:globalThis.pwned = 1">a</a> ` +
+  // Turns what follows around, and does not turn it back.
+  `\u202Eevil\u2067 \u{1F4A3}\u0301\u200B\uFEFF "'\``;
+const LONG = 'unbroken'.repeat(500);
+
+const HANDLER = `
+const nasty = ${nasty.toString()};
+export default async ({ ctx, log, input }) => {
+  log.info(nasty('logged'), { [nasty('field')]: nasty('value') });
+  log.warn(${JSON.stringify(LONG)});
+  await ctx.tool('centraid_read', { app: nasty('app'), query: nasty('query'), [nasty('key')]: nasty('argument') }).catch(() => {});
+  const { output } = await ctx.invoke('echo', { input: nasty('invoked') });
+  await ctx.tool(nasty('tool'), { long: ${JSON.stringify(LONG)} }).catch(() => {});
+  // ${nasty('source').replace(/\n/g, ' ')}
+  if (input?.fail) throw new Error(nasty('error') + '\\n' + nasty('second line'));
+  return { summary: nasty('summary'), output: { [nasty('output key')]: nasty('output'), output, long: ${JSON.stringify(LONG)} } };
+};
+`;
+
+const WIDTHS = [1280, 360];
+
+describe('hostile text', { timeout: 300_000 }, () => {
+  let served;
+  let chromium;
+  let okRun;
+  let failedRun;
+
+  before(async () => {
+    const root = await makeRoot({ empty: true });
+    const fields = { name: nasty('name'), description: nasty('description'), prompt: nasty('prompt'), version: nasty('version') };
+    await root.automation('auto.nasty/target', { ...fields, [nasty('unknown field')]: nasty('unknown') }, HANDLER);
+    await root.automation('auto.nasty/echo', {}, 'export default ({ input }) => ({ summary: input, output: input });');
+    await root.automation('auto.nasty/long', { name: LONG, description: LONG }, 'export default () => ({ summary: ' + JSON.stringify(LONG) + ' });');
+    // The registry tells what is wrong with it in its own words, and with some of theirs.
+    await root.manifest('auto.nasty/broken', { ...fields, onFailure: nasty('handler'), triggers: [{ kind: 'cron', expr: nasty('expr') }], requires: { model: nasty('model') } });
+    served = await serve(root);
+    chromium = await launch();
+    okRun = await served.run('auto.nasty/target', { given: nasty('input'), long: LONG });
+    assert.equal(okRun.status, 'ok', JSON.stringify(okRun));
+    failedRun = await served.run('auto.nasty/target', { fail: true });
+    assert.equal(failedRun.status, 'error');
+    await served.run('auto.nasty/long', LONG);
+  });
+  after(async () => {
+    await chromium?.close();
+    await served?.stop();
+  });
+
+  for (const width of WIDTHS) {
+    const viewport = { width, height: 900 };
+
+    test(`in the list, ${width} px wide`, async (t) => {
+      const page = await signIn(t, chromium, served, { viewport });
+      await row(page, 'auto.nasty/long').waitFor();
+      await isText(page, ['name', 'second']);
+    });
+
+    test(`in the list of runs, ${width} px wide`, async (t) => {
+      const page = await signIn(t, chromium, served, { viewport });
+      await page.getByTestId('nav-runs').click();
+      await page.locator(`[data-run="${okRun.runId}"]`).waitFor();
+      await isText(page, ['summary', 'error']);
+    });
+
+    test(`on an automation's page, ${width} px wide`, async (t) => {
+      const page = await signIn(t, chromium, served, { viewport });
+      await openAutomation(page, served, 'auto.nasty/target');
+      await page.locator(`[data-run="${okRun.runId}"]`).waitFor();
+      await isText(page, ['name', 'description', 'unknown field', 'source']);
+      await openAutomation(page, served, 'auto.nasty/broken');
+      await page.getByTestId('problem').first().waitFor();
+      await isText(page, ['expr']);
+    });
+
+    test(`on a run's page, ${width} px wide`, async (t) => {
+      const page = await signIn(t, chromium, served, { viewport });
+      await openRun(page, served, okRun.runId);
+      await isText(page, ['logged', 'field', 'value', 'argument', 'invoked', 'tool', 'summary', 'output', 'output key', 'input']);
+      await openRun(page, served, failedRun.runId);
+      await isText(page, ['error', 'second line']);
+    });
+  }
+});
+
+/** That the page shows each of these, as it was written, and that nothing came of it. */
+async function isText(page, marks) {
+  // What is folded stands in the page all the same.
+  await page.evaluate(() => document.querySelectorAll('details').forEach((details) => (details.open = true)));
+  const found = await page.evaluate(() => ({
+    text: document.body.textContent,
+    titles: [...document.querySelectorAll('[title], [aria-label]')].map((e) => `${e.title} ${e.ariaLabel}`).join(' '),
+    pwned: globalThis.pwned,
+    elements: [
+      ...document.querySelectorAll(
+        '.injected, iframe, object, embed, base, [onerror], [onload], [srcdoc], a[href^="javascript" i], ' +
+          'script:not([src^="/assets/"]), img:not([src^="/assets/"]), link:not([href^="/assets/"]), style',
+      ),
+    ].map((element) => element.outerHTML),
+  }));
+  for (const mark of marks) {
+    const beginning = `${mark} <script>globalThis.pwned = 1; alert(1)</script>`;
+    // Inside JSON, quotes and control characters are escaped; this much has none.
+    assert.ok(found.text.includes(beginning), `"${mark}" is not shown as it is: ${found.text.slice(0, 3000)}`);
+  }
+  assert.equal(found.pwned, undefined);
+  assert.deepEqual(found.elements, []);
+  assert.ok((await overflow(page)) <= 0, 'the page is wider than its window');
+  assert.deepEqual(await page.evaluate(turnedAround), [], 'text that its neighbours have turned around');
+}
+
+/** Plain words that run from right to left, because something hostile before them said so. Runs in the page. */
+function turnedAround() {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const turned = [];
+  const left = (node, at) => {
+    const range = document.createRange();
+    range.setStart(node, at);
+    range.setEnd(node, at + 1);
+    return range.getClientRects()[0];
+  };
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const word = /[a-z0-9]{3,}/i.exec(node.data);
+    if (word === null || /[^\n -~]/.test(node.data)) continue;
+    const [first, last] = [left(node, word.index), left(node, word.index + word[0].length - 1)];
+    // Not shown, or broken over two lines.
+    if (!first || !last || Math.abs(first.top - last.top) > 2) continue;
+    if (last.left < first.left) turned.push(`${node.parentElement.outerHTML.slice(0, 200)}: ${node.data.slice(0, 80)}`);
+  }
+  return turned;
+}
