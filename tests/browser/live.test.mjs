@@ -230,14 +230,25 @@ describe('the dashboard', { timeout: 300_000 }, () => {
         const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(document.activeElement);
         return (outlineStyle !== 'none' && parseFloat(outlineWidth) > 0) || boxShadow !== 'none';
       });
+    const tabTo = async (selector) => {
+      for (let presses = 0; presses < 60; presses += 1) {
+        await keyboard.press('Tab');
+        if (await page.evaluate((selector) => document.activeElement.matches(selector), selector)) return;
+      }
+      assert.fail(`Tab does not reach ${selector}`);
+    };
     await keyboard.press('Tab');
     assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Skip to the content');
+    await keyboard.press('j');
+    await page.locator('[data-testid="overview-row"]').first().locator('a:focus').waitFor();
+    await keyboard.press('j');
+    await page.locator('[data-testid="overview-row"]').nth(1).locator('a:focus').waitFor();
+    await keyboard.press('k');
+    await page.locator('[data-testid="overview-row"]').first().locator('a:focus').waitFor();
     await keyboard.press('/');
     await keyboard.type('quick');
     await row(page, 'auto.test/steps').waitFor({ state: 'detached' });
-    await keyboard.press('Tab');
-    await keyboard.press('j');
-    await page.locator('[data-handle="auto.test/quick"] a:focus').waitFor();
+    await tabTo('[data-handle="auto.test/quick"] a');
     assert.ok(await outlined(), 'the row shows its focus');
     await keyboard.press('Enter');
     await page.locator('.page.automation .crumbs', { hasText: 'Automations/auto.test/quick' }).waitFor();
