@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::failure::{Failure, exit};
 use crate::cli::place::Place;
 use crate::daemon::home;
-use crate::fire::{Handle, RunId, RunStatus};
+use crate::fire::{EpochMs, Handle, RunId, RunStatus};
 use crate::overview::Overview;
 
 /// A daemon on this machine that does not even take the connection within this time will not.
@@ -36,6 +36,14 @@ pub struct Client {
 pub struct Accepted {
     pub run_id: RunId,
     pub status: RunStatus,
+}
+
+/// What lets a browser in, once.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoginLink {
+    pub url: String,
+    pub expires_at: EpochMs,
 }
 
 /// An RFC 9457 document.
@@ -109,6 +117,14 @@ impl Client {
     pub async fn cancel(&self, run: &RunId) -> Result<(), Failure> {
         let _: Value = self.answer(self.post(&format!("/v1/runs/{run}/cancel")).body("{}")).await?;
         Ok(())
+    }
+
+    /// A link to the dashboard.
+    ///
+    /// # Errors
+    /// As [`Self::overview`].
+    pub async fn login_link(&self) -> Result<LoginLink, Failure> {
+        self.answer(self.post("/v1/login-links").body("{}")).await
     }
 
     /// What happened to a run so far, then what happens, each as the JSON of a `RunEvent`. It may break off before the

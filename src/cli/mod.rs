@@ -13,13 +13,14 @@
 //! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
 //! | `runs`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
-//! | `cancel`, `client` | asking the daemon |
+//! | `cancel`, `dashboard`, `client` | asking the daemon |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 
 mod cancel;
 mod client;
 mod ctx_members;
+mod dashboard;
 mod failure;
 mod follow;
 mod ledgers;
@@ -100,6 +101,7 @@ enum Command {
     Enable(toggle::ToggleArgs),
     /// Switches an automation off: its triggers fire no more
     Disable(toggle::ToggleArgs),
+    Dashboard(dashboard::DashboardArgs),
     Types(types::TypesArgs),
     Schema(types::SchemaArgs),
     Completions(types::CompletionsArgs),
@@ -156,6 +158,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::New(args) => new::new(&place()?, &args),
         Command::Enable(args) => toggle::toggle(&place()?, &args, true),
         Command::Disable(args) => toggle::toggle(&place()?, &args, false),
+        Command::Dashboard(args) => block_on(async { dashboard::dashboard(&place()?, &args).await }),
         Command::Types(_) => types::types(global.json),
         Command::Schema(_) => types::schema(),
         Command::Completions(args) => types::completions(&args, global.json),
@@ -206,6 +209,7 @@ mod tests {
             "dirigent new a/x --cron -1",
             "dirigent new a/x --cron * --cron * --tz UTC --webhook --template agent",
             "dirigent logs 012345 -f",
+            "dirigent dashboard --no-open --json",
             "dirigent completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

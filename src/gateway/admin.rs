@@ -2,7 +2,6 @@
 //! [`access`]'s to say.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -23,6 +22,7 @@ use crate::core::{Answer, FireRequest};
 use crate::daemon::{Daemon, refusal};
 use crate::fire::{AppId, AutomationId, Handle, Problem, RunId, TriggerInfo, TriggerOrigin};
 use crate::gateway::access::{self, Access, LocalEnd};
+use crate::gateway::dashboard;
 use crate::gateway::events;
 use crate::gateway::problem::ProblemDocument;
 use crate::ledger::{self, LogRow, NodeRow, Reader, RunRow};
@@ -52,7 +52,7 @@ pub async fn serve(
     token: String,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let access = Access { token: Arc::from(token), bound: listener.local_addr()? };
+    let access = Access::new(token, listener.local_addr()?, daemon.services().clock.clone());
     let service = router(Api { daemon }, access).into_make_service_with_connect_info::<LocalEnd>();
     axum::serve(listener, service).with_graceful_shutdown(shutdown).await
 }
@@ -72,9 +72,15 @@ fn router(api: Api, access: Access) -> Router {
         .method_not_allowed_fallback(|| async {
             ProblemDocument::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
         })
+        .merge(dashboard::api(access.clone()))
         .layer(DefaultBodyLimit::max(usize::try_from(max_body).unwrap_or(usize::MAX)))
-        .layer(middleware::from_fn_with_state(access, access::guard));
-    Router::new().route("/healthz", get(|| async { "ok\n" })).merge(guarded).with_state(api)
+        .layer(middleware::from_fn_with_state(access.clone(), access::guard));
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .merge(guarded)
+        .merge(dashboard::pages(access))
+        .layer(middleware::from_fn(access::strict_headers))
+        .with_state(api)
 }
 
 async fn ready(State(api): State<Api>) -> Reply<&'static str> {

@@ -3,5 +3,6 @@
 pub mod admin;
 
 mod access;
+mod dashboard;
 mod events;
 mod problem;

@@ -5,6 +5,7 @@ mod admin;
 mod agent;
 mod cli;
 mod crash;
+mod dashboard;
 mod disk;
 mod examples;
 mod harness;
