@@ -150,8 +150,10 @@ impl Access {
     }
 
     fn is_named_by(&self, headers: &HeaderMap, local: Option<SocketAddr>) -> bool {
-        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-        host.is_some_and(|host| names_us(host, self.bound, local))
+        let mut hosts = headers.get_all(header::HOST).into_iter();
+        // Of two, whoever passed the request on may have believed the other one.
+        let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+        host.to_str().is_ok_and(|host| names_us(host, self.bound, local))
     }
 }
 

@@ -186,7 +186,7 @@ export async function guardedPage(t, browser, origins, { allow = () => false, ..
   const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
   context.setDefaultTimeout(PATIENCE);
   const troubles = [];
-  const trouble = (text) => text.includes("404") || allow(text) || troubles.push(text);
+  const trouble = (text) => allow(text) || troubles.push(text);
   await context.addInitScript(() => {
     addEventListener('securitypolicyviolation', (event) => {
       console.error(`policy: ${event.violatedDirective} forbids ${event.blockedURI} at ${event.sourceFile}:${event.lineNumber}`);
