@@ -223,6 +223,27 @@ export async function seriousFindings(page) {
     .flatMap(({ id, impact, nodes }) => nodes.map((node) => `${impact} ${id}: ${node.html} ${node.failureSummary}`));
 }
 
+/** Whether one can see what has the focus: it looks different without. */
+export async function showsFocus(page) {
+  const clip = await page.evaluate(() => {
+    const boxes = [document.activeElement, document.activeElement.closest('li') ?? document.activeElement].map((element) => element.getBoundingClientRect());
+    const [left, top] = [Math.min(...boxes.map((box) => box.left)) - 6, Math.min(...boxes.map((box) => box.top)) - 6];
+    const [right, bottom] = [Math.max(...boxes.map((box) => box.right)) + 6, Math.max(...boxes.map((box) => box.bottom)) + 6];
+    const [x, y] = [Math.max(0, left), Math.max(0, top)];
+    return { x, y, width: Math.min(innerWidth, right) - x, height: Math.min(innerHeight, bottom) - y };
+  });
+  if (clip.width <= 0 || clip.height <= 0) return false;
+  const looks = () => page.screenshot({ clip, animations: 'disabled', caret: 'initial' });
+  const focused = await looks();
+  await page.evaluate(() => {
+    globalThis.hadFocus = document.activeElement;
+    document.activeElement.blur();
+  });
+  const blurred = await looks();
+  await page.evaluate(() => globalThis.hadFocus.focus({ preventScroll: true, focusVisible: true }));
+  return !focused.equals(blurred);
+}
+
 /** How many pixels the page is wider than its window. */
 export function overflow(page) {
   return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);

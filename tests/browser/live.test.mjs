@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { rm } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
 
-import { guardedPage, launch, makeRoot, serve, signIn } from './harness.mjs';
+import { guardedPage, launch, makeRoot, serve, showsFocus, signIn } from './harness.mjs';
 import { calls, openAutomation, openOverview, openRun, row, runRow, runStatus } from './pages.mjs';
 
 /** Goes on when its `gate` is cancelled, so that a test decides how far it is. */
@@ -224,12 +224,6 @@ describe('the dashboard', { timeout: 300_000 }, () => {
   test('everything is reached by the keyboard alone', async (t) => {
     const page = await signIn(t, chromium, served);
     const { keyboard } = page;
-    // A page is done when what has the focus can be seen to have it.
-    const outlined = () =>
-      page.evaluate(() => {
-        const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(document.activeElement);
-        return (outlineStyle !== 'none' && parseFloat(outlineWidth) > 0) || boxShadow !== 'none';
-      });
     const tabTo = async (selector) => {
       for (let presses = 0; presses < 60; presses += 1) {
         await keyboard.press('Tab');
@@ -249,7 +243,7 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     await keyboard.type('quick');
     await row(page, 'auto.test/steps').waitFor({ state: 'detached' });
     await tabTo('[data-handle="auto.test/quick"] a');
-    assert.ok(await outlined(), 'the row shows its focus');
+    assert.ok(await showsFocus(page), 'the row shows its focus');
     await keyboard.press('Enter');
     await page.locator('.page.automation .crumbs', { hasText: 'Automations/auto.test/quick' }).waitFor();
     await page.locator('h1:focus').waitFor();
@@ -267,7 +261,7 @@ describe('the dashboard', { timeout: 300_000 }, () => {
       const stop = await page.evaluate(() => (document.activeElement === document.body ? 'body' : document.activeElement.outerHTML));
       if (stop === 'body' || stops.has(stop)) break;
       stops.add(stop);
-      assert.ok(await outlined(), `no focus is seen on ${stop}`);
+      assert.ok(await showsFocus(page), `no focus is seen on ${stop}`);
     }
     assert.ok([...stops].some((stop) => stop.includes('replay-run')), 'Replay is reached');
 
