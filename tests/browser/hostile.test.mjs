@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
-import { launch, makeRoot, overflow, serve, signIn } from './harness.mjs';
+import { guardedPage, launch, makeRoot, overflow, serve, signIn } from './harness.mjs';
 import { calls, openAutomation, openRun, row, runRow } from './pages.mjs';
 
 /** As nasty as text gets. `mark` tells where it was put. */
@@ -14,13 +14,14 @@ const nasty = (mark) =>
   `<svg onload="globalThis.pwned = 1"></svg><iframe srcdoc="x"></iframe>&lt;b&gt;&#60; %3Cscript%3E ` +
   `\${globalThis.pwned = 1} {{constructor}} <a href="javascript:globalThis.pwned = 1">a</a> ` +
   // Turns what follows around, and does not turn it back.
-  `\u202Eevil\u2067 \u{1F4A3}\u0301\u200B\uFEFF "'\``;
+  `\u2067\u202Eevil \u{1F4A3}\u0301\u200B\uFEFF "'\``;
 const LONG = 'unbroken'.repeat(500);
 
 const HANDLER = `
 const nasty = ${nasty.toString()};
 export default async ({ ctx, log, input }) => {
   log.info(nasty('logged'), { [nasty('field')]: nasty('value') });
+  log.warn(nasty('before fields'), { plain: 'fields' });
   log.warn(${JSON.stringify(LONG)});
   await ctx.tool('centraid_read', { app: nasty('app'), query: nasty('query'), [nasty('key')]: nasty('argument') }).catch(() => {});
   const { output } = await ctx.invoke('echo', { input: nasty('invoked') });
@@ -60,6 +61,15 @@ describe('hostile text', { timeout: 300_000 }, () => {
     await served?.stop();
   });
 
+  test('would be noticed if it were markup', async (t) => {
+    const page = await guardedPage(t, chromium, [served.admin], { allow: () => true });
+    await page.setContent(`<p>${nasty('here')} <code>plain</code></p>`);
+    assert.deepEqual(await page.evaluate(turnedAround), ['<code>plain</code>: plain']);
+    assert.ok((await page.evaluate(foreignElements)).length >= 6);
+    assert.equal(await page.evaluate(() => globalThis.pwned), 1);
+    assert.equal(page.troubles.length, 0, 'they are allowed here');
+  });
+
   for (const width of WIDTHS) {
     const viewport = { width, height: 900 };
 
@@ -97,28 +107,26 @@ describe('hostile text', { timeout: 300_000 }, () => {
   }
 });
 
+/** What on the page nobody but a hostile text would have put there. Runs in the page. */
+function foreignElements() {
+  const foreign =
+    '.injected, iframe, object, embed, base, [onerror], [onload], [srcdoc], a[href^="javascript" i], ' +
+    'script:not([src^="/assets/"]), img:not([src^="/assets/"]), link:not([href^="/assets/"]), style';
+  return [...document.querySelectorAll(foreign)].map((element) => element.outerHTML);
+}
+
 /** That the page shows each of these, as it was written, and that nothing came of it. */
 async function isText(page, marks) {
   // What is folded stands in the page all the same.
   await page.evaluate(() => document.querySelectorAll('details').forEach((details) => (details.open = true)));
-  const found = await page.evaluate(() => ({
-    text: document.body.textContent,
-    titles: [...document.querySelectorAll('[title], [aria-label]')].map((e) => `${e.title} ${e.ariaLabel}`).join(' '),
-    pwned: globalThis.pwned,
-    elements: [
-      ...document.querySelectorAll(
-        '.injected, iframe, object, embed, base, [onerror], [onload], [srcdoc], a[href^="javascript" i], ' +
-          'script:not([src^="/assets/"]), img:not([src^="/assets/"]), link:not([href^="/assets/"]), style',
-      ),
-    ].map((element) => element.outerHTML),
-  }));
+  const text = await page.evaluate(() => document.body.textContent);
   for (const mark of marks) {
     const beginning = `${mark} <script>globalThis.pwned = 1; alert(1)</script>`;
     // Inside JSON, quotes and control characters are escaped; this much has none.
-    assert.ok(found.text.includes(beginning), `"${mark}" is not shown as it is`);
+    assert.ok(text.includes(beginning), `"${mark}" is not shown as it is`);
   }
-  assert.equal(found.pwned, undefined);
-  assert.deepEqual(found.elements, []);
+  assert.equal(await page.evaluate(() => globalThis.pwned), undefined);
+  assert.deepEqual(await page.evaluate(foreignElements), []);
   assert.ok((await overflow(page)) <= 0, 'the page is wider than its window');
   assert.deepEqual(await page.evaluate(turnedAround), [], 'text that its neighbours have turned around');
 }
