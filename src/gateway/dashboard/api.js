@@ -132,6 +132,7 @@ export function follow(path, onEvent, onGap) {
   return {
     close() {
       over = true;
+      tell('live-state', 'idle');
       document.removeEventListener('visibilitychange', seen);
       close();
     },

@@ -10,7 +10,7 @@
  *   run-dialog run-input run-start run-row runs-status runs-origin runs-more
  *   run-status run-summary run-error run-input-value run-output run-automation handler-edited
  *   cancel-run replay-run edit-run trace-node trace-more unfold-child node-error truncated log-line log-level
- *   toast session-ended
+ *   toast session-ended logout
  */
 
 import { openAutomation } from './automation.js';
@@ -143,7 +143,7 @@ const live = document.getElementById('live');
 const liveText = document.getElementById('live-text');
 document.addEventListener('live-state', ({ detail }) => {
   live.dataset.state = detail;
-  liveText.textContent = detail === 'live' ? 'Live' : 'Reconnecting';
+  liveText.textContent = { live: 'Live', broken: 'Reconnecting' }[detail] ?? '';
 });
 document.addEventListener('session-ended', sessionEnded);
 

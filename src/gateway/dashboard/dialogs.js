@@ -195,9 +195,11 @@ const KEYS = [
 export function helpDialog() {
   if (isDialogOpen()) return;
   const close = h('button', { type: 'button', class: 'quiet' }, 'Close');
+  const out = h('button', { type: 'button', class: 'quiet', 'data-testid': 'logout' }, 'Log out');
+  out.addEventListener('click', () => attempt(out, () => post('/v1/logout').then(() => location.reload())));
   const rows = KEYS.map(([key, does]) => h('div', {}, h('dt', {}, h('kbd', {}, key)), h('dd', {}, does)));
   const note = h('p', { class: 'faint' }, 'In the input of Run now, Ctrl or ⌘ with Enter starts.');
-  const dialog = modal('Keys', { testid: 'help-dialog' }, h('dl', { class: 'keys' }, rows), note, h('div', { class: 'actions' }, close));
+  const dialog = modal('Keys', { testid: 'help-dialog' }, h('dl', { class: 'keys' }, rows), note, h('div', { class: 'actions' }, out, h('span', { class: 'grow' }), close));
   close.addEventListener('click', () => dialog.close());
   close.focus();
 }

@@ -24,11 +24,11 @@ export function jsonBlock(value, { empty = 'nothing', label = 'value' } = {}) {
         h('br'),
         h('span', { class: 'mono faint' }, `SHA-256 ${value.sha256}`),
       ),
-      h('pre', { tabindex: 0, 'aria-label': `${label}, its beginning` }, value.head),
+      h('pre', { role: 'group', tabindex: 0, 'aria-label': `${label}, its beginning` }, value.head),
     );
   }
   const text = typeof value === 'string' ? value : JSON.stringify(value, null, 2);
-  const pre = h('pre', { tabindex: 0, 'aria-label': label });
+  const pre = h('pre', { role: 'group', tabindex: 0, 'aria-label': label });
   const paint = (shown) => pre.replaceChildren(...(typeof value === 'string' ? [shown] : coloured(shown)));
   const box = h('div', { class: 'json' }, copyButton(() => text), pre);
   if (text.length <= SHOWN) {

@@ -14,6 +14,7 @@ import { time, triggerStory, triggerWords } from './words.js';
 /** While a run is open, its row is read again at most this often. */
 const READ_MS = 900;
 const CLOCK_MS = 200;
+const SETTLE_MS = 400;
 /** With more calls than this, details are read only when somebody asks. */
 const EAGER_NODES = 300;
 
@@ -22,6 +23,8 @@ export async function openRun({ root, signal, title, params }) {
   title(`Run ${shortId(id)}`);
   const page = new RunPage(id, signal, title);
   const loaded = await page.load();
+  // With what belongs to the first sight of it, so that nothing moves; but not for long.
+  if (loaded) await Promise.race([page.settled(), new Promise((done) => setTimeout(done, SETTLE_MS))]);
   if (signal.aborted) return {};
   if (!loaded) {
     const told = page.failure.status === 404 ? 'There is no such run. Its automation may keep fewer.' : page.failure.message;
@@ -101,6 +104,10 @@ class RunPage {
     this.logs.load(detail.logs, this.run.startedAt);
     this.paint();
     return true;
+  }
+
+  async settled() {
+    await Promise.all([this.placeShown, this.trace.settled()]);
   }
 
   follow() {
@@ -211,11 +218,11 @@ class RunPage {
       this.place = h('div', {});
       return [
         h('div', { class: 'panel-head' }, h('h2', { id: 'error-title' }, icon('error'), 'Error ', run.errorCode ? h('code', {}, run.errorCode) : null)),
-        h('pre', { class: 'error-text', 'data-testid': 'run-error', tabindex: 0, 'aria-label': 'Error' }, run.error ?? ''),
+        h('pre', { class: 'error-text', 'data-testid': 'run-error', role: 'group', tabindex: 0, 'aria-label': 'Error' }, run.error ?? ''),
         this.place,
       ];
     });
-    if (changed && run.error) this.showPlace(run, this.place);
+    if (changed && run.error) this.placeShown = this.showPlace(run, this.place);
   }
 
   /** The line that the error names, from the handler as it stands now. */

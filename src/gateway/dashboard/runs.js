@@ -143,7 +143,7 @@ export class RunsTable {
       set(cells.when, time(now.startedAt ?? now.queuedAt));
       set(cells.trigger, triggerWords(now));
       set(cells.took, now.startedAt && now.endedAt ? duration(now.endedAt - now.startedAt) : '');
-      cells.told.className = now.error ? 'c-told bad' : 'c-told';
+      cells.told.className = now.status === 'error' ? 'c-told bad' : now.summary ? 'c-told' : 'c-told faint';
       set(cells.told, (now.error ?? now.summary ?? '').split('\n', 1)[0]);
     };
     return { element, link, update };

@@ -37,7 +37,13 @@ export class Trace {
   load(run, nodes) {
     this.run = run;
     this.lanes.load(nodes);
-    this.paint();
+    this.paintNow();
+  }
+
+  /** When the runs that unfold by themselves have been read. */
+  async settled() {
+    await Promise.all(this.lanes.unfolding);
+    this.paintNow();
   }
 
   opened(event) {
@@ -92,6 +98,7 @@ class Lanes {
     this.nodes = new Map();
     this.rows = new Map();
     this.limit = SHOWN;
+    this.unfolding = [];
     this.list = h('ol', { class: 'lanes' });
     this.list.style.setProperty('--depth', depth);
     this.more = h('button', { type: 'button', class: 'more', hidden: true, 'data-testid': 'trace-more' });
@@ -240,8 +247,7 @@ class NodeRow {
   }
 
   unfoldFirst() {
-    if (this.wasUnfolded) return;
-    this.unfold();
+    if (!this.wasUnfolded) this.lanes.unfolding.push(this.unfold());
   }
 
   unfold() {
@@ -251,7 +257,7 @@ class NodeRow {
     this.fold.setAttribute('aria-expanded', 'true');
     this.element.classList.add('unfolded');
     set(this.below, this.child.element);
-    this.readChild(this.child);
+    return this.readChild(this.child);
   }
 
   async readChild(child) {
