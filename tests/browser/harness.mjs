@@ -19,7 +19,7 @@ import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
 
 /** Longer than anything takes on two slow, busy cores. */
-export const PATIENCE = 60_000;
+export const PATIENCE = 30_000;
 
 const REPOSITORY = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const EXAMPLES = path.join(REPOSITORY, 'fixtures/apps');
