@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{Root, within};
+use crate::harness::{Root, run, within};
 
 const T0: i64 = 1_800_000_000_000;
 
@@ -105,7 +105,7 @@ async fn a_session_opens_the_pages_and_the_api_and_makes_no_links() {
     let session = house.session().await;
     let (name, secret) = session.split_once('=').unwrap();
     let from_here = ("origin", house.base.as_str());
-    let run = "/v1/automations/a/x/run?wait=60";
+    let fire = "/v1/automations/a/x/run?wait=60";
     let (foreign, localhost) = ("http://evil.example", house.base.replace("127.0.0.1", "localhost"));
     for (what, request, status, code) in [
         ("no cookie, page", house.get("/"), 401, None),
@@ -129,22 +129,22 @@ async fn a_session_opens_the_pages_and_the_api_and_makes_no_links() {
             Some("wrong_host"),
         ),
         ("a page by another host", house.get("/").header("host", "evil.example"), 421, Some("wrong_host")),
-        ("a change from nowhere", house.post(run).header("cookie", &session), 403, Some("cross_site")),
+        ("a change from nowhere", house.post(fire).header("cookie", &session), 403, Some("cross_site")),
         (
             "a change by navigation",
-            house.post(run).header("cookie", &session).header("sec-fetch-site", "none"),
+            house.post(fire).header("cookie", &session).header("sec-fetch-site", "none"),
             403,
             Some("cross_site"),
         ),
         (
             "a change from elsewhere",
-            house.post(run).header("cookie", &session).header("origin", foreign),
+            house.post(fire).header("cookie", &session).header("origin", foreign),
             403,
             Some("cross_site"),
         ),
         (
             "a change from another of its names",
-            house.post(run).header("cookie", &session).header("origin", &localhost),
+            house.post(fire).header("cookie", &session).header("origin", &localhost),
             403,
             Some("cross_site"),
         ),
@@ -152,16 +152,16 @@ async fn a_session_opens_the_pages_and_the_api_and_makes_no_links() {
             "a form from here",
             house
                 .client
-                .post(format!("{}{run}", house.base))
+                .post(format!("{}{fire}", house.base))
                 .header("cookie", &session)
                 .header(from_here.0, from_here.1),
             415,
             Some("not_json"),
         ),
-        ("a change", house.post(run).header("cookie", &session).header(from_here.0, from_here.1), 200, None),
+        ("a change", house.post(fire).header("cookie", &session).header(from_here.0, from_here.1), 200, None),
         (
             "a change by an older browser",
-            house.post(run).header("cookie", &session).header("sec-fetch-site", "same-origin"),
+            house.post(fire).header("cookie", &session).header("sec-fetch-site", "same-origin"),
             200,
             None,
         ),
@@ -277,6 +277,43 @@ async fn every_answer_has_the_strict_headers() {
             assert_eq!(text(name), value, "{what}: {name}");
         }
         assert!(headers.get("access-control-allow-origin").is_none(), "{what}");
+    }
+}
+
+/// The pages' own words for a schedule; what they would get wrong they leave to the expression.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_is_put_into_words_or_left_alone() {
+    let root = Root::new();
+    let words = include_str!("../../src/gateway/dashboard/cron.js").replace("export function", "function");
+    let handler = format!("{words}\nexport default ({{ input }}) => ({{ output: input.map(cronWords) }});");
+    root.automation("a/words", "", &handler);
+    let daemon = root.daemon().await;
+    let table = [
+        ("* * * * *", Some("every minute")),
+        ("*/5 * * * *", Some("every 5 minutes")),
+        ("*/7 * * * *", None),
+        ("0 8 * * MON", Some("Mondays at 08:00")),
+        ("30 2 * * 1-5", Some("weekdays at 02:30")),
+        ("0 22 * * 6,0", Some("weekends at 22:00")),
+        ("0 */6 * * *", Some("every 6 hours at :00")),
+        ("0 */5 * * *", None),
+        ("15,45 * * * *", Some("every hour at :15 and :45")),
+        ("*/15 9-17 * * mon-FRI", Some("every 15 minutes from 09:00 to 17:59 on weekdays")),
+        ("0 9-17 * * *", Some("every hour from 09:00 to 17:00")),
+        ("0,30 9-17 * * *", None),
+        ("0 9 1,15 * 1", Some("the 1st and 15th or Mondays at 09:00")),
+        ("0 0 29 2 *", Some("the 29th in February at 00:00")),
+        ("3 2,14 * * 5-7", Some("Fridays, Saturdays and Sundays at 02:03 and 14:03")),
+        ("0 12 * jun-aug *", Some("daily from June to August at 12:00")),
+        ("0 8 */2 * *", None),
+        ("0 8 * * */2", None),
+        ("61 * * *", None),
+    ];
+    let exprs: Vec<&str> = table.iter().map(|(expr, _)| *expr).collect();
+    let (_, end) = run(&daemon, "a/words", Some(&json!(exprs).to_string())).await;
+    let told: Vec<Option<String>> = serde_json::from_str(&end.output_json.expect("an output")).expect("words");
+    for ((expr, words), told) in table.iter().zip(told) {
+        assert_eq!(told.as_deref(), *words, "{expr}");
     }
 }
 

@@ -61,7 +61,7 @@ function tell(type, detail) {
   document.dispatchEvent(new CustomEvent(type, { detail }));
 }
 
-const NAMES = ['message', 'opened', 'started', 'log', 'nodeOpened', 'nodeClosed', 'ended', 'registry'];
+const NAMES = ['message', 'opened', 'started', 'log', 'nodeOpened', 'nodeClosed', 'ended', 'registry', 'reset'];
 /** A stream that broke is asked for again after this long. */
 const AGAIN_MS = 2500;
 
@@ -108,7 +108,9 @@ export function follow(path, onEvent, onGap) {
     } catch {
       return;
     }
-    onEvent(name === 'message' ? data : { type: name, ...data });
+    // `reset`: the daemon cannot tell any more what happened in between.
+    if (name === 'reset') onGap?.();
+    else onEvent(name === 'message' ? data : { type: name, ...data });
   };
   // The browser does not say why a stream was refused: the API does.
   const again = async () => {

@@ -61,7 +61,10 @@ async function show(goesBack) {
   if (isFirst) set(root, h('p', { class: 'empty' }, 'Loading…'));
   let opened = {};
   if (route) {
-    opened = await route[1]({ root, signal, title, params: found.slice(1).map(decode) });
+    opened = await route[1]({ root, signal, title, params: found.slice(1).map(decode) }).catch((error) => {
+      if (!signal.aborted) broken(error);
+      return {};
+    });
   } else {
     title('Not found');
     set(root, h('div', { class: 'page' }, h('h1', { tabindex: -1 }, 'There is no such page'), h('p', { class: 'empty' }, h('a', { href: '#/' }, 'All automations'))));
@@ -81,6 +84,11 @@ async function show(goesBack) {
   announce(document.title);
 }
 
+function broken(error) {
+  console.error(error);
+  set(root, h('div', { class: 'page' }, h('h1', { tabindex: -1 }, 'This page could not be shown'), h('p', { class: 'empty' }, String(error.message ?? error))));
+}
+
 function match(hash) {
   for (const route of ROUTES) {
     const found = route[0].exec(hash);
@@ -97,16 +105,13 @@ function decode(text) {
   }
 }
 
-// A click on a link comes before the change of the address; "back" has none.
-let clicked = false;
-document.addEventListener('click', (event) => {
-  clicked = Boolean(event.target.closest?.('a, button'));
-});
+// An entry of the history that was here before has its mark; a new one gets it.
 addEventListener('hashchange', () => {
-  const goesBack = !clicked;
-  clicked = false;
+  const goesBack = history.state?.seen === true;
+  if (!goesBack) history.replaceState({ seen: true }, '');
   show(goesBack);
 });
+history.replaceState({ seen: true }, '');
 history.scrollRestoration = 'manual';
 
 document.getElementById('skip').addEventListener('click', (event) => {

@@ -17,8 +17,8 @@ export function duration(ms) {
   if (ms < 1) return '0 ms';
   if (ms < 1000) return `${Math.round(ms)} ms`;
   const s = ms / 1000;
-  if (s < 10) return `${s.toFixed(2).replace(/0$/, '')} s`;
-  if (s < 60) return `${s.toFixed(1)} s`;
+  if (s < 10) return `${s.toFixed(2).replace(/\.?0+$/, '')} s`;
+  if (s < 60) return `${s.toFixed(1).replace('.0', '')} s`;
   const m = Math.floor(s / 60);
   const left = Math.floor(s % 60);
   if (m < 60) return left === 0 ? `${m} min` : `${m} min ${left} s`;

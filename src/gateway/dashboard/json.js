@@ -20,7 +20,7 @@ export function jsonBlock(value, { empty = 'nothing', label = 'value' } = {}) {
       h(
         'p',
         { class: 'cut' },
-        `Too long to be kept: ${bytes(value.bytes)} in full. This is its beginning.`,
+        `Truncated: ${bytes(value.bytes)} in full, ${isLost(value) ? 'too long to be kept' : 'left out here'}. This is its beginning.`,
         h('br'),
         h('span', { class: 'mono faint' }, `SHA-256 ${value.sha256}`),
       ),
@@ -47,14 +47,16 @@ export function jsonBlock(value, { empty = 'nothing', label = 'value' } = {}) {
   return box;
 }
 
-/** The ledger's mark in place of a value; a value that only looks like it is short. */
-export function isCut(value) {
+/** The mark in place of a value that was too long to be kept, or to be sent with ten thousand others. */
+function isCut(value) {
   return (
-    typeof value === 'object' && value !== null && value._truncated === true &&
-    typeof value.bytes === 'number' && value.bytes > FULL_VALUE_BYTES &&
-    typeof value.sha256 === 'string' && typeof value.head === 'string'
+    typeof value === 'object' && value !== null && Object.keys(value).length === 4 && value._truncated === true &&
+    typeof value.bytes === 'number' && typeof value.sha256 === 'string' && typeof value.head === 'string'
   );
 }
+
+/** The ledger's own mark: the value is nowhere. What only looks like it is short. */
+export const isLost = (value) => isCut(value) && value.bytes > FULL_VALUE_BYTES;
 
 const TOKEN = /("(?:[^"\\]|\\.)*")(\s*:)?|\b(true|false|null)\b|(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)/g;
 

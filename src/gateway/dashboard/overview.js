@@ -140,7 +140,8 @@ class Overview {
       this.dirty.clear();
     } catch (error) {
       if (error.name === 'AbortError') return;
-      if (this.views.size === 0) this.failure = error.message;
+      this.failure = this.views.size === 0 ? error.message : null;
+      this.paint();
       return;
     }
     this.failure = null;
@@ -233,12 +234,21 @@ class Overview {
     const problems = [errors > 0 ? plural(errors, 'error') : '', warnings > 0 ? plural(warnings, 'warning') : ''].filter(Boolean).join(', ');
     const key = [views.length, count('enabled'), count('running'), count('failing'), problems];
     setOnce(this.stats, key, () => [
-      h('span', {}, plural(views.length, 'automation')),
-      h('span', {}, `${number(count('enabled'))} on`),
-      h('span', { class: count('running') > 0 ? 'is-run' : '' }, `${number(count('running'))} running`),
-      h('span', { class: count('failing') > 0 ? 'is-bad' : '' }, `${number(count('failing'))} failed last`),
+      this.stat('', plural(views.length, 'automation'), ''),
+      this.stat('enabled', `${number(count('enabled'))} on`, ''),
+      this.stat('running', `${number(count('running'))} running`, count('running') > 0 ? 'is-run' : ''),
+      this.stat('failing', `${number(count('failing'))} failed last`, count('failing') > 0 ? 'is-bad' : ''),
       h('a', { href: '#problems', class: errors > 0 ? 'is-bad' : '', onclick: toProblems }, problems || 'no problems'),
     ]);
+  }
+
+  /** A figure that shows what it counts. */
+  stat(state, text, className) {
+    const pick = () => {
+      this.state.value = state;
+      this.state.dispatchEvent(new Event('input'));
+    };
+    return h('button', { type: 'button', class: `stat ${className}`, onclick: pick }, text);
   }
 
   paintRows(views) {
@@ -392,7 +402,7 @@ class Row {
         ? h('span', { class: 'faint' }, '–', sr(' no success rate yet'))
         : h('span', { title: `${plural(ok, 'run')} ok, ${number(error)} failed` }, percent(rate ?? ok / (ok + error)), sr(' success')),
     );
-    setOnce(this.last, [view.lastRun, view.activeRuns], () => lastResult(view));
+    setOnce(this.last, [view.lastRun, view.activeRuns, activeRun(view)], () => lastResult(view));
   }
 }
 
@@ -411,10 +421,12 @@ function triggerLines(triggers) {
 
 export const hookWords = (trigger) => (trigger.pending ? 'Webhook, no credentials yet' : trigger.open ? 'Webhook, open' : 'Webhook, closed');
 
+const activeRun = (view) => (view.recent ?? []).find((run) => run.status === 'running' || run.status === 'queued');
+
 function lastResult(view) {
   const { lastRun: last, activeRuns } = view;
   if (activeRuns > 0) {
-    const run = (view.recent ?? []).find((known) => known.status === 'running' || known.status === 'queued');
+    const run = activeRun(view);
     const status = run?.status ?? 'running';
     return [h('div', {}, statusBadge(status), activeRuns > 1 ? ` ${activeRuns} runs` : ''), h('div', { class: 'faint one-line' }, run?.startedAt ? ['started ', time(run.startedAt)] : 'waiting for its turn')];
   }

@@ -6,7 +6,7 @@ import { placeOf, sha256, source } from './code.js';
 import { announce, attempt, runDialog, toast } from './dialogs.js';
 import { h, icon, set, setOnce, statusBadge } from './dom.js';
 import { duration, now, second, shortId, utc } from './format.js';
-import { isCut, jsonBlock } from './json.js';
+import { isLost, jsonBlock } from './json.js';
 import { LogView } from './logs.js';
 import { Trace } from './trace.js';
 import { time, triggerStory, triggerWords } from './words.js';
@@ -15,6 +15,8 @@ import { time, triggerStory, triggerWords } from './words.js';
 const READ_MS = 900;
 const CLOCK_MS = 200;
 const SETTLE_MS = 400;
+/** Runs that are listed as led to. */
+const LED_TO = 50;
 /** With more calls than this, details are read only when somebody asks. */
 const EAGER_NODES = 300;
 
@@ -59,8 +61,10 @@ class RunPage {
     this.input = h('div', { 'data-testid': 'run-input-value' });
     this.output = h('div', { 'data-testid': 'run-output' });
     this.facts = h('dl', { class: 'facts' });
-    this.children = h('ul', { class: 'aside-list' });
-    this.childrenBox = h('section', { 'aria-labelledby': 'children-title' }, h('h2', { id: 'children-title' }, 'Runs it led to'), this.children);
+    this.children = [];
+    this.aftermath = [];
+    this.ledTo = h('ul', { class: 'aside-list' });
+    this.ledToBox = h('section', { 'aria-labelledby': 'led-title' }, h('h2', { id: 'led-title' }, 'Runs it led to'), this.ledTo);
     this.element = h(
       'div',
       { class: 'page run' },
@@ -82,7 +86,7 @@ class RunPage {
           h('section', { 'aria-labelledby': 'output-title' }, h('h2', { id: 'output-title' }, 'Output'), this.output),
           h('section', { 'aria-labelledby': 'input-title' }, h('h2', { id: 'input-title' }, 'Input'), this.input),
           h('section', { 'aria-labelledby': 'facts-title' }, h('h2', { id: 'facts-title' }, 'Facts'), this.facts),
-          this.childrenBox,
+          this.ledToBox,
         ),
       ),
     );
@@ -99,7 +103,7 @@ class RunPage {
     }
     this.run = detail.run;
     this.handle = `${detail.run.appId}/${detail.run.automationId}`;
-    this.relatives = detail.children ?? [];
+    this.children = detail.children ?? [];
     this.trace.load(this.run, detail.nodes);
     this.logs.load(detail.logs, this.run.startedAt);
     this.paint();
@@ -113,8 +117,7 @@ class RunPage {
   follow() {
     this.clock = setInterval(() => this.tickOn(), CLOCK_MS);
     if (!isOpen(this.run)) {
-      // What it leads to (a retry, a failure handler) may start just now.
-      this.later = setTimeout(() => this.relatives.length === 0 && this.load(), 1500);
+      this.readAftermath();
       return;
     }
     this.stream = follow(`${runPath(this.id)}/events`, (event) => this.heard(event));
@@ -150,7 +153,7 @@ class RunPage {
         this.stream?.close();
         announce(`The run has ended: ${event.status}`);
         this.readSoon();
-        this.later = setTimeout(() => this.load(), 2000);
+        this.later = setTimeout(() => this.readAftermath(), 1500);
         break;
       default:
         return;
@@ -197,17 +200,17 @@ class RunPage {
     const open = isOpen(run);
     this.cancel.hidden = !open;
     this.replay.hidden = open;
-    this.replay.disabled = isCut(run.input);
-    this.edit.disabled = isCut(run.input);
+    this.replay.disabled = isLost(run.input);
+    this.edit.disabled = isLost(run.input);
     const told = run.summary ?? (run.errorCode || run.error ? errorWords(run.errorCode) : open ? 'It runs; what it gives shows here.' : 'No summary');
     this.summary.textContent = told;
     this.summary.classList.toggle('faint', !run.summary);
     setOnce(this.input, [run.input], () => jsonBlock(run.input, { label: 'input', empty: 'none' }));
     setOnce(this.output, [run.output, open], () => jsonBlock(run.output, { label: 'output', empty: open ? 'not yet' : 'none' }));
-    setOnce(this.facts, [run, this.relatives.length], () => factRows(run));
-    const shown = this.relatives.slice(0, 50);
-    setOnce(this.children, shown, () => shown.map(childItem));
-    this.childrenBox.hidden = shown.length === 0;
+    setOnce(this.facts, [run], () => factRows(run));
+    const led = [...this.children, ...this.aftermath].slice(0, LED_TO);
+    setOnce(this.ledTo, led, () => led.map(ledToItem));
+    this.ledToBox.hidden = led.length === 0;
     this.paintError();
   }
 
@@ -223,6 +226,23 @@ class RunPage {
       ];
     });
     if (changed && run.error) this.placeShown = this.showPlace(run, this.place);
+  }
+
+  /** What followed a failure stands in no row of its own: its retry, and the run of its failure handler. */
+  async readAftermath() {
+    if (this.run.status !== 'error') return;
+    try {
+      const { manifest } = await get(automationPath(this.handle), this.signal);
+      const handler = failureHandler(manifest, this.run.appId);
+      const since = String(this.run.endedAt ?? this.run.queuedAt);
+      const asked = [[this.handle, 'retry'], [handler, 'failure']].filter(([automation]) => automation !== null);
+      const pages = asked.map(([automation, origin]) => get(`/v1/runs?${new URLSearchParams({ automation, origin, since, limit: '100' })}`, this.signal));
+      const runs = (await Promise.all(pages)).flatMap((page) => page.runs);
+      this.aftermath = runs.filter((run) => run.retryOf === this.id || run.trigger?.failedRun === this.id);
+      this.paint();
+    } catch {
+      // They are found in the list of runs all the same.
+    }
   }
 
   /** The line that the error names, from the handler as it stands now. */
@@ -282,6 +302,15 @@ const ERRORS = {
 
 const errorWords = (code) => ERRORS[code] ?? 'It failed.';
 
+function failureHandler(text, app) {
+  try {
+    const handle = JSON.parse(text).onFailure;
+    return typeof handle !== 'string' ? null : handle.includes('/') ? handle : `${app}/${handle}`;
+  } catch {
+    return null;
+  }
+}
+
 function factRows(run) {
   const { trigger = {} } = run;
   const link = (id) => h('a', { class: 'mono', href: `#/r/${id}` }, shortId(id));
@@ -304,7 +333,7 @@ function factRows(run) {
 
 const moment = (at) => h('span', { title: utc(at) }, second(at), ' ', h('span', { class: 'faint' }, time(at)));
 
-function childItem(run) {
+function ledToItem(run) {
   return h(
     'li',
     {},

@@ -24,7 +24,7 @@ export function cronLine({ expr, tz }) {
   const zone = tz ?? 'UTC';
   return words === null
     ? [h('code', {}, expr), ` ${zone}`]
-    : [h('span', { title: `${expr} (${zone})` }, words), /every (minute|\d+ minutes)$/.test(words) ? null : h('span', { class: 'faint' }, ` ${zone}`)];
+    : [h('span', { title: `${expr} (${zone})` }, words[0].toUpperCase() + words.slice(1)), /^every (minute|\d+ minutes)$/.test(words) ? null : h('span', { class: 'faint' }, ` ${zone}`)];
 }
 
 /** The next fire in UTC, here, and in the trigger's own zone. */
