@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
-import { guardedPage, launch, makeRoot, overflow, seriousFindings, serve, signIn } from './harness.mjs';
+import { cutOff, guardedPage, launch, makeRoot, overflow, seriousFindings, serve, signIn } from './harness.mjs';
 import { openAutomation, openRun, row } from './pages.mjs';
 
 const PHONE = { width: 360, height: 740 };
@@ -76,6 +76,20 @@ describe('the pages', { timeout: 300_000 }, () => {
       }
     });
   }
+
+  test('fit any width in between, and cut nothing off', async (t) => {
+    const page = await signIn(t, chromium, served);
+    for (const [name, open] of Object.entries(pages)) {
+      await open(page);
+      for (const width of [360, 500, 641, 768, 901, 1024, 1181, 1280, 1440, 1920]) {
+        await page.setViewportSize({ width, height: 800 });
+        assert.ok((await overflow(page)) <= 0, `${name} is ${await overflow(page)} px wider than ${width}`);
+        const cut = await cutOff(page);
+        assert.deepEqual(cut.slice(0, 3), [], `${name}, ${width} px: ${cut.length} controls`);
+      }
+      await page.keyboard.press('Escape');
+    }
+  });
 
   test('follow the system from light to dark, and the switch over it', async (t) => {
     const page = await signIn(t, chromium, served, { colorScheme: 'light' });

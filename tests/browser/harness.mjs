@@ -244,6 +244,29 @@ export async function showsFocus(page) {
   return !focused.equals(blurred);
 }
 
+/** Controls that stand partly outside of a box which cuts off what stands outside of it. */
+export function cutOff(page) {
+  return page.evaluate(() => {
+    const cut = [];
+    for (const control of document.querySelectorAll('a, button, select, input, textarea')) {
+      const box = control.getBoundingClientRect();
+      if (box.width === 0 || box.height === 0) continue;
+      for (let around = control.parentElement; around; around = around.parentElement) {
+        const { overflowX } = getComputedStyle(around);
+        // What scrolls can be scrolled to.
+        if (overflowX === 'auto' || overflowX === 'scroll') break;
+        if (overflowX === 'visible') continue;
+        const edge = around.getBoundingClientRect();
+        if (box.left < edge.left - 1 || box.right > edge.right + 1) {
+          cut.push(`${control.outerHTML.slice(0, 120)} ends at ${Math.round(box.right)}, ${around.className} at ${Math.round(edge.right)}`);
+          break;
+        }
+      }
+    }
+    return cut;
+  });
+}
+
 /** How many pixels the page is wider than its window. */
 export function overflow(page) {
   return page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);

@@ -56,7 +56,8 @@ async function apps() {
   await root.automation('auto.press/proof-read', { name: 'Proof-read' }, takes(200, proof));
   await root.automation('auto.press/print', { name: 'Print' }, takes(1e8, 'return { output: input };'));
   await root.automation('auto.press/reprint', { name: 'Reprint', enabled: false, triggers: [{ kind: 'cron', expr: '0 7 1 * *' }] }, 'export default () => {};');
-  await root.manifest('auto.mine/hello', { triggers: [{ kind: 'cron', expr: '99 * * * *' }] });
+  const wrong = { name: 'Hello', triggers: [{ kind: 'cron', expr: '99 * * * *' }] };
+  await root.automation('auto.mine/hello', wrong, "export default () => ({ summary: 'hello' });");
   return root;
 }
 
@@ -90,7 +91,8 @@ try {
     await page.goto(await served.loginLink());
     await openRun(page, served, running);
     await calls(page).nth(4).and(page.locator('[data-status="running"]')).waitFor();
-    await page.getByText('find-repeats').waitFor();
+    await page.locator('.node-child').getByText('auto.editor/review').waitFor();
+    await page.locator('.aside-list').getByText('auto.press/print').waitFor();
     await take('run');
     await openOverview(page, served);
     await row(page, 'auto.heartbeat/beat').waitFor();
