@@ -205,7 +205,7 @@ fn refused(status: u16, body: &[u8]) -> Failure {
 }
 
 /// Where to connect to a listener: one on all interfaces is also on this machine's own.
-fn reachable(admin: &str) -> String {
+pub fn reachable(admin: &str) -> String {
     match admin.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_unspecified() => {
             let loopback =
@@ -217,7 +217,7 @@ fn reachable(admin: &str) -> String {
 }
 
 /// An error with its causes, without the URL, which is named already.
-fn told(error: &reqwest::Error) -> String {
+pub fn told(error: &reqwest::Error) -> String {
     let mut causes = Vec::new();
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(error) = next {

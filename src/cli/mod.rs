@@ -13,6 +13,7 @@
 //! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
 //! | `runs`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
+//! | `webhook` | `webhook provision`, `rotate`, `test` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
@@ -40,6 +41,7 @@ mod trace;
 mod types;
 mod usage;
 mod validate;
+mod webhook;
 
 use std::path::PathBuf;
 
@@ -102,6 +104,7 @@ enum Command {
     /// Switches an automation off: its triggers fire no more
     Disable(toggle::ToggleArgs),
     Dashboard(dashboard::DashboardArgs),
+    Webhook(webhook::WebhookArgs),
     Types(types::TypesArgs),
     Schema(types::SchemaArgs),
     Completions(types::CompletionsArgs),
@@ -159,6 +162,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Enable(args) => toggle::toggle(&place()?, &args, true),
         Command::Disable(args) => toggle::toggle(&place()?, &args, false),
         Command::Dashboard(args) => block_on(async { dashboard::dashboard(&place()?, &args).await }),
+        Command::Webhook(args) => block_on(async { webhook::webhook(&place()?, args).await }),
         Command::Types(_) => types::types(global.json),
         Command::Schema(_) => types::schema(),
         Command::Completions(args) => types::completions(&args, global.json),
@@ -211,6 +215,9 @@ mod tests {
             "dirigent logs 012345 -f",
             "dirigent dashboard --no-open --json",
             "dirigent completions zsh",
+            "dirigent serve --hooks localhost:0 --role gateway",
+            "dirigent webhook provision a/x --json",
+            "dirigent webhook test x --body - --secret s --wait 0",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -228,6 +235,8 @@ mod tests {
             "dirigent runs --status failed",
             "dirigent serve --admin nowhere",
             "dirigent webhook",
+            "dirigent webhook a/x",
+            "dirigent serve --role laptop",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -1,8 +1,9 @@
 //! `serve`: the daemon. Takes the root's lock, binds, starts, announces itself, prints one ready line, and goes on until
 //! it is told to stop: then it takes no more fires, gives runs ten seconds, and cancels what is left.
 //!
-//! Order at the start: what can be refused without a trace (the root, the settings, the address) comes first; then the
-//! lock; then the listener, so that a port in use stops the daemon before anything is fired.
+//! Order at the start: what can be refused without a trace (the root, the settings, the addresses) comes first; then the
+//! lock; then the listeners, so that a port in use stops the daemon before anything is fired. At the end both listeners
+//! stay until the runs have had their time: who asks for a fire meanwhile is told to come back.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,7 +27,7 @@ use crate::core::State;
 use crate::daemon::home::{self, DaemonInfo, HomeError, Lock};
 use crate::daemon::{Daemon, Options, RunEvent, RunHappening, Scope};
 use crate::fire::{EpochMs, RunId, RunStatus};
-use crate::gateway;
+use crate::gateway::{self, hooks};
 use crate::isolate;
 
 /// What running runs get when the daemon is asked to stop.
@@ -42,7 +43,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(60);
 #[command(after_help = "\
 Examples:
   dirigent serve ~/apps
-  dirigent serve ~/apps --admin 127.0.0.1:0 --json
+  dirigent serve ~/apps --admin 127.0.0.1:0 --hooks 127.0.0.1:0 --json
+  dirigent serve ~/apps --hooks 0.0.0.0:7391
+  dirigent serve ~/apps --role desktop
   DIRIGENT_LOG=debug dirigent serve ~/apps --data /var/lib/dirigent
 
 One ready line is printed on stdout; the log goes to stderr (DIRIGENT_LOG or RUST_LOG set its
@@ -54,6 +57,12 @@ pub struct ServeArgs {
     /// Where the admin API listens; port 0 picks a free one
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7390", value_parser = parse_address)]
     admin: SocketAddr,
+    /// Where webhooks are posted to; port 0 picks a free one [default: 127.0.0.1:7391]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address)]
+    hooks: Option<SocketAddr>,
+    /// What this machine is to the automations
+    #[arg(long, value_enum, default_value_t = Role::Gateway)]
+    role: Role,
     /// Poll instead of asking the system for changes: for network and container mounts
     #[arg(long)]
     poll: bool,
@@ -62,7 +71,27 @@ pub struct ServeArgs {
     i_know: bool,
 }
 
+/// Who takes posts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Role {
+    /// Webhooks are served
+    Gateway,
+    /// Webhooks are left to another machine: none is served, and their manifests stay as they are
+    Desktop,
+}
+
 impl ServeArgs {
+    /// Where webhooks are served, if they are.
+    fn hooks_address(&self) -> Result<Option<SocketAddr>, Failure> {
+        match (self.role, self.hooks) {
+            (Role::Desktop, Some(_)) => Err(Failure::usage("--role desktop serves no webhooks, so --hooks has no use")
+                .hint("leave one of the two out")),
+            (Role::Desktop, None) => Ok(None),
+            (Role::Gateway, Some(address)) => Ok(Some(address)),
+            (Role::Gateway, None) => parse_address(hooks::DEFAULT_ADDRESS).map(Some).map_err(Failure::usage),
+        }
+    }
+
     /// The root that stands on the command line, when it does not contradict `--root`.
     ///
     /// # Errors
@@ -95,6 +124,7 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
         return Err(Failure::usage(format!("{} can be reached from other machines", args.admin))
             .hint("use a loopback address, or say --i-know: whoever has the admin token can run anything here"));
     }
+    let hooks_address = args.hooks_address()?;
     let config = Config::load(&root).map_err(bad_config)?;
     if let Some(data) = &data {
         std::fs::create_dir_all(data).map_err(|error| Failure::io(data.display(), &error))?;
@@ -102,8 +132,12 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     let lock = take_lock(&root).await?;
     // One that a killed daemon left would name an address that nobody listens on.
     home::retract(&root);
-    let listener = bind(args.admin).await?;
-    let admin = listener.local_addr().map_err(|error| Failure::io("the admin listener", &error))?;
+    let (listener, admin) = bind(args.admin, "--admin").await?;
+    let hook_listener = match hooks_address {
+        Some(address) => Some(bind(address, "--hooks").await?),
+        None => None,
+    };
+    let hook_settings = config.hooks.clone();
     let token = home::token(&root).map_err(home_failure)?;
     // The signals are listened for before anything runs, so that none kills it half started.
     let mut signals = Signals::listen()?;
@@ -124,12 +158,20 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
         // An error says that the daemon is gone: all the same.
         let _ = shut_rx.await;
     }));
+    let (shut_hooks, shut_hooks_rx) = oneshot::channel::<()>();
+    let mut hooks_at = None;
+    let hook_server = hook_listener.map(|(listener, address)| {
+        hooks_at = Some(address.to_string());
+        tokio::spawn(hooks::serve(daemon.clone(), listener, hook_settings, hooks::Bounds::default(), async {
+            let _ = shut_hooks_rx.await;
+        }))
+    });
 
     let info = DaemonInfo {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         admin: admin.to_string(),
-        hooks: None,
+        hooks: hooks_at,
         data,
         started_at: Clock::Real.now_ms(),
     };
@@ -141,8 +183,15 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     tracing::info!("stopping: no more fires; what runs gets {} s", GRACE.as_secs());
     stop(&daemon, &mut signals).await;
     home::retract(&root);
-    drop(shut);
-    if tokio::time::timeout(FAREWELL, server).await.is_err() {
+    drop((shut, shut_hooks));
+    let both = async {
+        if let Some(server) = hook_server {
+            // Its panic is logged where it happens.
+            let _ = server.await;
+        }
+        server.await
+    };
+    if tokio::time::timeout(FAREWELL, both).await.is_err() {
         tracing::debug!("a client was still listening");
     }
     log.abort();
@@ -197,12 +246,15 @@ fn home_failure(error: HomeError) -> Failure {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
+/// A listener and where it is. `flag` is the one that chooses the address.
+async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr), Failure> {
+    let listener = TcpListener::bind(address).await;
+    let bound = listener.and_then(|listener| listener.local_addr().map(|at| (listener, at)));
+    bound.map_err(|error| {
         let failure = Failure::failed("bind", format!("cannot listen on {address}: {error}"));
         match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                failure.hint("another program listens there; --admin 127.0.0.1:0 picks a free port")
+                failure.hint(format!("another program listens there; {flag} 127.0.0.1:0 picks a free port"))
             }
             std::io::ErrorKind::PermissionDenied => {
                 failure.hint("ports below 1024 are the system's; choose a higher one")
@@ -234,12 +286,14 @@ impl Counts {
 fn tell_ready(root: &Path, info: &DaemonInfo, counts: &Counts, json: bool) -> Result<(), Failure> {
     let Counts { automations, apps, armed } = *counts;
     let admin = format!("http://{}", info.admin);
+    let hooks = info.hooks.as_ref().map(|hooks| format!("http://{hooks}"));
     if json {
         return json_line(&json!({
             "ready": true,
             "pid": info.pid,
             "version": info.version,
             "admin": admin,
+            "hooks": hooks,
             "root": root,
             "automations": automations,
             "apps": apps,
@@ -248,8 +302,9 @@ fn tell_ready(root: &Path, info: &DaemonInfo, counts: &Counts, json: bool) -> Re
     }
     let (automations, apps, armed) = (count(automations, "automation"), count(apps, "app"), count(armed, "trigger"));
     Ok(line(format_args!(
-        "dirigent {} ready: {automations} in {apps}, {armed} armed · admin {admin} · root {}",
+        "dirigent {} ready: {automations} in {apps}, {armed} armed · admin {admin} · {} · root {}",
         info.version,
+        hooks.map_or_else(|| "no hooks".to_owned(), |hooks| format!("hooks {hooks}")),
         root.display()
     ))?)
 }
@@ -348,10 +403,27 @@ mod tests {
     }
 
     #[test]
+    fn a_desktop_serves_no_webhooks() {
+        let address = |text: &str| Some(parse_address(text).unwrap());
+        for (role, hooks, expected) in [
+            (Role::Gateway, None, Ok(address("127.0.0.1:7391"))),
+            (Role::Gateway, address("0.0.0.0:80"), Ok(address("0.0.0.0:80"))),
+            (Role::Desktop, None, Ok(None)),
+            (Role::Desktop, address("127.0.0.1:0"), Err(exit::USAGE)),
+        ] {
+            let admin = parse_address("localhost:0").unwrap();
+            let args = ServeArgs { root: None, admin, hooks, role, poll: false, i_know: false };
+            assert_eq!(args.hooks_address().map_err(|failure| failure.exit), expected, "{role:?} {hooks:?}");
+        }
+    }
+
+    #[test]
     fn two_roots_that_differ_are_refused() {
         let args = |root: Option<&str>| ServeArgs {
             root: root.map(PathBuf::from),
             admin: parse_address("localhost:0").unwrap(),
+            hooks: None,
+            role: Role::Gateway,
             poll: false,
             i_know: false,
         };

@@ -6,7 +6,7 @@
 //!
 //! A webhook id that stands in two manifests is served by neither; both carry the problem.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -79,6 +79,8 @@ pub struct Registry {
     root_problems: Vec<Problem>,
     /// Who claims each webhook id; more than one closes it for all.
     webhooks: HashMap<String, Vec<Handle>>,
+    /// Webhook ids that [`Self::by_webhook`] may answer otherwise now.
+    touched_webhooks: BTreeSet<String>,
 }
 
 impl Registry {
@@ -204,6 +206,8 @@ impl Registry {
 
     fn reclaim_webhook(&mut self, handle: &Handle, before: Option<&Manifest>, after: Option<&Manifest>) {
         let (before, after) = (webhook_id(before), webhook_id(after));
+        // Also where the id stays: its secret, its being enabled or valid may not.
+        self.touched_webhooks.extend(before.into_iter().chain(after).map(str::to_owned));
         if before == after {
             return;
         }
@@ -246,6 +250,12 @@ impl Registry {
             [only] => self.get(only).filter(|a| a.valid),
             _ => None,
         }
+    }
+
+    /// Webhook ids of automations that were read, changed or removed since the last call: whoever keeps what
+    /// [`Self::by_webhook`] says asks again for these.
+    pub fn take_touched_webhooks(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.touched_webhooks)
     }
 
     /// All problems of one automation, those that follow from its neighbours included.

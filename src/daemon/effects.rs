@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::core::disk::DiskBatch;
+use crate::core::registry::Registry;
 use crate::core::run::{Close, NewRun, RunEnd, RunSpec};
 use crate::core::{Effect, Event, Recorded, Recovered, Refusal};
 use crate::daemon::bus::RunHappening;
@@ -61,6 +62,11 @@ impl Performer {
                 folders.set(app, folder.present.then_some(folder.dir.as_path()));
             }
         }
+    }
+
+    /// Opens and closes webhooks as the registry now says.
+    pub fn publish_hooks(&self, registry: &mut Registry) {
+        self.services.hook_routes.follow(registry);
     }
 
     pub fn perform(&mut self, effect: Effect) {

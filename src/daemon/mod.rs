@@ -13,6 +13,7 @@ mod app_handlers;
 mod calls;
 mod effects;
 mod history;
+mod hook_routes;
 mod record;
 mod services;
 mod session;
@@ -37,6 +38,7 @@ use crate::watch::{self, DiskEvent, WatchConfig, Watcher, WatcherState};
 
 pub use bus::{Bus, RunEvent, RunHappening};
 pub use calls::refusal;
+pub use hook_routes::{HookRoute, HookRoutes};
 pub use services::{Expected, Folders, Services};
 
 use effects::Performer;
@@ -271,6 +273,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
         clock: options.clock.clone(),
         limits: config.limits.clone(),
         folders,
+        hook_routes: HookRoutes::default(),
         tool_slots: Semaphore::new(slots),
         history_reads: Arc::new(Semaphore::new(HISTORY_READS)),
         door,
@@ -280,6 +283,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
 fn take_in(state: &mut State, performer: &mut Performer, batch: DiskBatch) {
     performer.follow_folders(&batch);
     step(state, performer, Event::DiskChanged(batch));
+    performer.publish_hooks(&mut state.registry);
 }
 
 fn step(state: &mut State, performer: &mut Performer, event: Event) {

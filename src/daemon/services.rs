@@ -15,6 +15,7 @@ use crate::config::Limits;
 use crate::core::disk::DiskBatch;
 use crate::core::{Answer, Event, State, Token};
 use crate::daemon::bus::Bus;
+use crate::daemon::hook_routes::HookRoutes;
 use crate::fire::{AppId, Handle, Problem};
 use crate::isolate::Pool;
 use crate::ledger::Ledgers;
@@ -49,6 +50,7 @@ pub struct Services {
     pub clock: Clock,
     pub limits: Limits,
     pub folders: Folders,
+    pub hook_routes: HookRoutes,
     /// Queries and actions that run at once; apart from the runs' own slots, so that a run never waits for itself.
     pub tool_slots: Semaphore,
     /// Reads of `ctx.runs` that go on at once, in all runs together.

@@ -140,7 +140,13 @@ impl Root {
 
     /// A daemon in a process of its own, ready.
     pub fn serve(&self) -> Served {
+        self.serve_with(&["--hooks", "127.0.0.1:0"], &[])
+    }
+
+    /// As [`Self::serve`], with further arguments and variables.
+    pub fn serve_with(&self, args: &[&str], env: &[(&str, &str)]) -> Served {
         let mut command = self.command(&["--json", "serve", "--admin", "127.0.0.1:0"]);
+        command.args(args).envs(env.iter().copied());
         let log = std::fs::File::options().create(true).append(true).open(self.join("serve.log")).expect("a log");
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().expect("the program starts");
@@ -167,11 +173,16 @@ impl Served {
         self.child.wait().expect("it is gone");
     }
 
-    /// SIGTERM, and its exit code.
-    pub fn terminate(&mut self) -> Option<i32> {
+    /// SIGTERM.
+    pub fn signal(&self) {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         // SAFETY: a plain system call on our own child.
         unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+
+    /// SIGTERM, and its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal();
         self.child.wait().expect("it ends").code()
     }
 }

@@ -9,6 +9,7 @@ mod dashboard;
 mod disk;
 mod examples;
 mod harness;
+mod hooks;
 mod hostile;
 mod isolate;
 mod outages;

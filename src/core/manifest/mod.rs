@@ -36,6 +36,7 @@ use serde_json::Value;
 pub use parse::{Parsed, parse};
 pub use rewrite::{RewriteError, provision_webhook, rotate_webhook, set_enabled};
 pub use schema::json_schema;
+pub use triggers::is_slug;
 
 use crate::core::cron::CronSchedule;
 use crate::fire::{AppId, AutomationId, Handle};
