@@ -71,7 +71,7 @@ export async function serve(root) {
   if (!existsSync(PROGRAM)) throw new Error(`${PROGRAM} is not there; hint: cargo build`);
   const env = { ...process.env, NO_COLOR: '1' };
   delete env.DIRIGENT_ROOT;
-  const args = ['--json', 'serve', root.dir, '--admin', '127.0.0.1:0'];
+  const args = ['--json', 'serve', root.dir, '--admin', '127.0.0.1:0', '--hooks', '127.0.0.1:0'];
   const child = spawn(PROGRAM, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
   const log = root.join('serve.log');
   child.stderr.pipe(createWriteStream(log));
@@ -88,7 +88,7 @@ export class Served {
     Object.assign(this, { root, child, gone, ready, token });
     /** The origin of the admin listener, without a slash at the end. */
     this.admin = ready.admin.replace(/\/$/, '');
-    this.hooks = ready.hooks?.replace(/\/$/, '');
+    this.hooks = ready.hooks.replace(/\/$/, '');
   }
 
   get port() {

@@ -39,12 +39,15 @@ describe('hostile text', { timeout: 300_000 }, () => {
   let chromium;
   let okRun;
   let failedRun;
+  let postedRun;
 
   before(async () => {
     const root = await makeRoot({ empty: true });
     const fields = { name: nasty('name'), description: nasty('description'), prompt: nasty('prompt'), version: nasty('version') };
     await root.automation('auto.nasty/target', { ...fields, [nasty('unknown field')]: nasty('unknown') }, HANDLER);
     await root.automation('auto.nasty/echo', {}, 'export default ({ input }) => ({ summary: input, output: input });');
+    const hook = { triggers: [{ kind: 'webhook', pending: true }] };
+    await root.automation('auto.nasty/posted', hook, 'export default ({ input }) => ({ summary: input });');
     await root.automation('auto.nasty/long', { name: LONG, description: LONG }, 'export default () => ({ summary: ' + JSON.stringify(LONG) + ' });');
     // The registry tells what is wrong with it in its own words, and with some of theirs.
     await root.manifest('auto.nasty/broken', { ...fields, onFailure: nasty('handler'), triggers: [{ kind: 'cron', expr: nasty('expr') }], requires: { model: nasty('model') } });
@@ -55,6 +58,8 @@ describe('hostile text', { timeout: 300_000 }, () => {
     failedRun = await served.run('auto.nasty/target', { fail: true });
     assert.equal(failedRun.status, 'error');
     await served.run('auto.nasty/long', LONG);
+    const { body: hooked } = await served.api('POST', '/v1/automations/auto.nasty/posted/webhook/provision');
+    postedRun = (await post(hooked)).runId;
   });
   after(async () => {
     await chromium?.close();
@@ -103,9 +108,20 @@ describe('hostile text', { timeout: 300_000 }, () => {
       await isText(page, ['logged', 'field', 'value', 'argument', 'invoked', 'tool', 'summary', 'output', 'output key', 'input']);
       await openRun(page, served, failedRun.runId);
       await isText(page, ['error', 'second line']);
+      await openRun(page, served, postedRun);
+      await isText(page, ['posted']);
     });
   }
 });
+
+/** What a stranger with the secret may say: not even JSON, and an id of its own. */
+async function post({ url, secret }) {
+  const headers = { authorization: `Bearer ${secret}`, 'content-type': 'text/html', 'webhook-id': '<b class="injected">id</b>' };
+  const response = await fetch(url, { method: 'POST', headers, body: nasty('posted') });
+  const answer = await response.json();
+  assert.equal(response.status, 200, JSON.stringify(answer));
+  return answer;
+}
 
 /** What on the page nobody but a hostile text would have put there. Runs in the page. */
 function foreignElements() {
