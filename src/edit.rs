@@ -145,6 +145,11 @@ pub fn read_manifest(app_dir: &Path, handle: &Handle) -> Result<Vec<u8>, EditErr
         .map_err(|problem| EditError::Unreadable { path: format!("{}/{path}", handle.app), problem: Box::new(problem) })
 }
 
+/// Of a manifest's bytes, as the registry keeps it of what it has read.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    sha2::Sha256::digest(bytes).into()
+}
+
 /// Below the app's folder.
 fn manifest_path(handle: &Handle) -> String {
     format!("automations/{}/automation.json", handle.automation)

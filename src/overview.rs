@@ -6,20 +6,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::core::disk::HandlerFile;
 use crate::core::manifest::Trigger;
 use crate::core::registry::{Automation, Registry};
 use crate::core::schedule::Schedule;
 use crate::fire::{AppId, AutomationId, EpochMs, Handle, Problem, RunId, RunStatus, TriggerOrigin};
-use crate::ledger::{self, LedgerError, Reader, RunQuery};
+use crate::ledger::{self, History, LedgerError, Reader};
 use crate::watch;
 
-/// Open runs of one app that are counted; nobody reads a larger number to the last digit.
-const MAX_OPEN_RUNS: usize = 10_000;
+/// Runs in an automation's history strip.
+const RECENT: usize = 20;
 
 /// Everything under a root.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Overview {
     pub automations: Vec<AutomationView>,
     /// All problems under the root, those of the automations included.
@@ -27,7 +28,7 @@ pub struct Overview {
 }
 
 /// One automation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutomationView {
     pub handle: Handle,
@@ -43,11 +44,34 @@ pub struct AutomationView {
     pub problems: Vec<Problem>,
     pub last_run: Option<LastRun>,
     pub counts: Counts,
+    /// `ok / (ok + error)`; none without either.
+    pub success_rate: Option<f64>,
+    /// The newest rows, newest first.
+    pub recent: Vec<RecentRun>,
     /// Runs that have not ended.
-    pub active_runs: usize,
+    pub active_runs: u64,
+    pub cost_estimate: Option<CostEstimate>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What the manifest says a fire costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CostEstimate {
+    pub model: String,
+    pub tokens_per_fire: f64,
+}
+
+/// One of the newest rows of an automation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecentRun {
+    pub run_id: RunId,
+    pub status: RunStatus,
+    pub started_at: Option<EpochMs>,
+    pub ended_at: Option<EpochMs>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AutomationState {
     /// Enabled, and it can run.
@@ -60,7 +84,7 @@ pub enum AutomationState {
 }
 
 /// One trigger.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum TriggerView {
     Cron {
@@ -79,7 +103,7 @@ pub enum TriggerView {
 }
 
 /// The newest row of an automation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRun {
     pub run_id: RunId,
@@ -93,7 +117,7 @@ pub struct LastRun {
 }
 
 /// Rows that history still holds.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
     pub total: u64,
@@ -151,42 +175,47 @@ impl Overview {
 
 fn add_app_history(ledger: &Path, views: Vec<&mut AutomationView>) -> Result<(), LedgerError> {
     let Some(reader) = Reader::open(ledger)? else { return Ok(()) };
-    let mut last: HashMap<AutomationId, LastRun> = reader
-        .last_run_per_automation()?
-        .into_iter()
-        .map(|(automation, row)| {
-            let last = LastRun {
-                run_id: row.run_id,
-                status: row.status,
-                origin: row.origin,
-                queued_at: row.queued_at,
-                started_at: row.started_at,
-                ended_at: row.ended_at,
-                summary: row.summary,
-                error: row.error,
-            };
-            (automation, last)
-        })
-        .collect();
-    let mut counts = reader.counts_per_automation()?;
-    let open =
-        RunQuery { statuses: vec![RunStatus::Queued, RunStatus::Running], limit: MAX_OPEN_RUNS, ..RunQuery::default() };
-    let mut active: HashMap<AutomationId, usize> = HashMap::new();
-    for row in reader.runs(&open)? {
-        *active.entry(row.automation_id).or_default() += 1;
-    }
+    // One automation is found through the index; for several, the file is read once.
+    let only = match views.as_slice() {
+        [view] => Some(view.automation_id.clone()),
+        _ => None,
+    };
+    let mut history = reader.history(only.as_ref(), RECENT)?;
     for view in views {
-        view.last_run = last.remove(&view.automation_id);
-        if let Some(found) = counts.remove(&view.automation_id) {
-            view.counts = Counts { total: found.total, ok: found.ok, error: found.error };
-        }
-        view.active_runs = active.remove(&view.automation_id).unwrap_or(0);
+        let Some(found) = history.remove(&view.automation_id) else { continue };
+        let newest = found.recent.first().map(|run| reader.run_outline(&run.run_id)).transpose()?.flatten();
+        view.last_run = newest.map(|row| LastRun {
+            run_id: row.run_id,
+            status: row.status,
+            origin: row.origin,
+            queued_at: row.queued_at,
+            started_at: row.started_at,
+            ended_at: row.ended_at,
+            summary: row.summary,
+            error: row.error,
+        });
+        view.take_history(found);
     }
     Ok(())
 }
 
 impl AutomationView {
-    fn new(registry: &Registry, schedule: &Schedule, automation: &Automation) -> Self {
+    fn take_history(&mut self, history: History) {
+        let ledger::Counts { ok, error, total } = history.counts;
+        self.counts = Counts { total, ok, error };
+        #[allow(clippy::cast_precision_loss, reason = "a rate of counts needs no more than 52 bits of them")]
+        let rate = || ok as f64 / (ok + error) as f64;
+        self.success_rate = (ok + error > 0).then(rate);
+        self.active_runs = history.open;
+        let recent = |run: ledger::RecentRun| {
+            let ledger::RecentRun { run_id, status, started_at, ended_at } = run;
+            RecentRun { run_id, status, started_at, ended_at }
+        };
+        self.recent = history.recent.into_iter().map(recent).collect();
+    }
+
+    /// What the registry and the schedule say of one automation, without its history.
+    pub fn new(registry: &Registry, schedule: &Schedule, automation: &Automation) -> Self {
         let manifest = automation.manifest.as_deref();
         let mut next = schedule.next_fires(&automation.handle).into_iter();
         let triggers = manifest.into_iter().flat_map(|m| &m.triggers).map(|trigger| match trigger {
@@ -219,7 +248,12 @@ impl AutomationView {
             problems: registry.problems_of(automation),
             last_run: None,
             counts: Counts::default(),
+            success_rate: None,
+            recent: Vec::new(),
             active_runs: 0,
+            cost_estimate: manifest
+                .and_then(|m| m.cost_estimate.as_ref())
+                .map(|cost| CostEstimate { model: cost.model.clone(), tokens_per_fire: cost.tokens_per_fire }),
         }
     }
 }

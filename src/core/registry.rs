@@ -38,6 +38,14 @@ impl Automation {
         self.manifest.as_ref().is_some_and(|m| m.enabled)
     }
 
+    /// Of the manifest's file, as it was last read.
+    pub fn manifest_sha256(&self) -> Option<[u8; 32]> {
+        match &self.manifest_file {
+            FileContent::Bytes { sha256, .. } => Some(*sha256),
+            FileContent::Absent | FileContent::Unreadable(_) => None,
+        }
+    }
+
     /// The provisioned webhook, if any, whether or not it is open.
     pub fn webhook(&self) -> Option<&Webhook> {
         self.manifest.as_ref()?.triggers.iter().find_map(|t| match t {
@@ -81,6 +89,7 @@ pub struct Registry {
     webhooks: HashMap<String, Vec<Handle>>,
     /// Webhook ids that [`Self::by_webhook`] may answer otherwise now.
     touched_webhooks: BTreeSet<String>,
+    revision: u64,
 }
 
 impl Registry {
@@ -88,9 +97,11 @@ impl Registry {
     pub fn apply(&mut self, batch: DiskBatch) -> Vec<Change> {
         let mut changes = Vec::new();
         if batch.full {
-            self.root_problems = batch.root_problems;
             let seen: std::collections::HashSet<&str> = batch.apps.iter().map(|a| a.name.as_str()).collect();
+            let misnamed = self.misnamed.len();
             self.misnamed.retain(|name, _| seen.contains(name.as_str()));
+            self.note(self.misnamed.len() != misnamed || self.root_problems != batch.root_problems);
+            self.root_problems = batch.root_problems;
             let gone: Vec<AppId> = self.apps.keys().filter(|id| !seen.contains(id.as_str())).cloned().collect();
             for app in gone {
                 self.remove_app(&app, &mut changes);
@@ -104,11 +115,12 @@ impl Registry {
 
     fn apply_app(&mut self, folder: AppFolder, changes: &mut Vec<Change>) {
         let Some(id) = folder.app else {
-            if folder.present {
-                self.misnamed.insert(folder.name, folder.problems);
-            } else {
-                self.misnamed.remove(&folder.name);
-            }
+            let shown = folder.present.then_some(folder.problems);
+            self.note(self.misnamed.get(&folder.name) != shown.as_ref());
+            match shown {
+                Some(problems) => self.misnamed.insert(folder.name, problems),
+                None => self.misnamed.remove(&folder.name),
+            };
             return;
         };
         if !folder.present {
@@ -117,6 +129,11 @@ impl Registry {
         }
         if !self.apps.contains_key(&id) {
             changes.push(Change::AppAdded(id.clone()));
+            self.note(true);
+        }
+        let mut problems = folder.problems;
+        if let FileContent::Unreadable(problem) = folder.app_json {
+            problems.push(problem);
         }
         let app = self.apps.entry(id.clone()).or_insert_with(|| App {
             dir: folder.dir.clone(),
@@ -125,16 +142,15 @@ impl Registry {
             problems: Vec::new(),
         });
         app.dir = folder.dir;
+        let changed = app.has_ui != folder.has_index_html || app.problems != problems;
         app.has_ui = folder.has_index_html;
-        app.problems = folder.problems;
-        if let FileContent::Unreadable(problem) = folder.app_json {
-            app.problems.push(problem);
-        }
+        app.problems = problems;
         let mut gone = Vec::new();
         if folder.complete {
             let seen: std::collections::HashSet<&AutomationId> = folder.automations.iter().map(|a| &a.id).collect();
             gone.extend(app.automations.keys().filter(|id| !seen.contains(id)).cloned());
         }
+        self.note(changed);
         for automation in gone {
             self.remove_automation(&id, &automation, changes);
         }
@@ -162,8 +178,12 @@ impl Registry {
             manifest_file: FileContent::Absent,
         });
         entry.dir = seen.dir;
+        let same_file = entry.manifest_file == seen.manifest;
+        if !(known && same_file && entry.handler == seen.handler) {
+            self.revision += 1;
+        }
         entry.handler = seen.handler;
-        if known && entry.manifest_file == seen.manifest {
+        if known && same_file {
             return;
         }
         let before = entry.manifest.clone();
@@ -191,6 +211,7 @@ impl Registry {
     fn remove_automation(&mut self, app: &AppId, id: &AutomationId, changes: &mut Vec<Change>) {
         let Some(removed) = self.apps.get_mut(app).and_then(|a| a.automations.remove(id)) else { return };
         self.reclaim_webhook(&removed.handle, removed.manifest.as_deref(), None);
+        self.note(true);
         changes.push(Change::Removed(removed.handle));
     }
 
@@ -201,7 +222,17 @@ impl Registry {
             self.remove_automation(id, &automation, changes);
         }
         self.apps.remove(id);
+        self.note(true);
         changes.push(Change::AppRemoved(id.clone()));
+    }
+
+    fn note(&mut self, changed: bool) {
+        self.revision += u64::from(changed);
+    }
+
+    /// Another number whenever anything that can be shown of the registry has changed.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     fn reclaim_webhook(&mut self, handle: &Handle, before: Option<&Manifest>, after: Option<&Manifest>) {
@@ -333,12 +364,14 @@ impl Registry {
 
     /// Every problem under the root: folders, manifests, handlers.
     pub fn problems(&self) -> Vec<Problem> {
-        let folders = self.root_problems.iter().chain(self.misnamed.values().flatten()).cloned();
-        let apps = self.apps.values().flat_map(|app| {
-            let automations = app.automations.values().flat_map(|a| self.problems_of(a));
-            app.problems.iter().cloned().chain(automations).collect::<Vec<_>>()
-        });
-        folders.chain(apps).collect()
+        let automations = self.automations().flat_map(|automation| self.problems_of(automation));
+        self.folder_problems().into_iter().chain(automations).collect()
+    }
+
+    /// The problems that belong to no automation: of the root, of folders with a name that is none, of apps.
+    pub fn folder_problems(&self) -> Vec<Problem> {
+        let folders = self.root_problems.iter().chain(self.misnamed.values().flatten());
+        folders.chain(self.apps.values().flat_map(|app| &app.problems)).cloned().collect()
     }
 }
 
@@ -483,6 +516,44 @@ mod tests {
         assert_eq!(registry.by_webhook("slug").unwrap().handle, handle("a/x"));
         registry.apply(full(vec![folder("a", &[("x", Some("{"))], true)]));
         assert!(registry.by_webhook("slug").is_none(), "an invalid manifest closes its webhook");
+    }
+
+    #[test]
+    fn its_revision_changes_with_whatever_can_be_shown() {
+        let mut registry = Registry::default();
+        let good = manifest_json("");
+        let one = || folder("a", &[("x", Some(&good))], true);
+        let touched = || AppFolder {
+            automations: vec![AutomationFolder {
+                handler: HandlerFile::Present { len: 2, mtime_ns: 2, inode: 1 },
+                ..one().automations.remove(0)
+            }],
+            ..one()
+        };
+        let misnamed = || AppFolder { name: "~".to_owned(), app: None, ..folder("", &[], true) };
+        let gone = AppFolder { present: false, ..misnamed() };
+        let part = |app: AppFolder| DiskBatch { full: false, apps: vec![app], root_problems: Vec::new() };
+        let problem = Problem::error("unreadable", "", "told");
+        for (what, batch, changes) in [
+            ("an app", full(vec![one()]), true),
+            ("the same again", full(vec![one()]), false),
+            ("a manifest", part(folder("a", &[("x", Some("{"))], true)), true),
+            ("the same again", part(folder("a", &[("x", Some("{"))], true)), false),
+            ("back", part(one()), true),
+            ("a handler", part(touched()), true),
+            ("a page", part(AppFolder { has_index_html: true, ..touched() }), true),
+            ("a problem", part(AppFolder { has_index_html: true, problems: vec![problem.clone()], ..touched() }), true),
+            ("a folder whose name is none", part(misnamed()), true),
+            ("the same again", part(misnamed()), false),
+            ("it goes", part(gone), true),
+            ("a problem of the root", DiskBatch { root_problems: vec![problem], ..full(Vec::new()) }, true),
+            ("none", full(Vec::new()), true),
+            ("the same again", full(Vec::new()), false),
+        ] {
+            let before = registry.revision();
+            registry.apply(batch);
+            assert_eq!(registry.revision() != before, changes, "{what}");
+        }
     }
 
     #[test]

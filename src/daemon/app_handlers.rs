@@ -3,14 +3,33 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::daemon::services::Services;
 use crate::fire::{CallError, CtxCall, CtxCallBody, LogLine};
 use crate::isolate::{Job, JobControl, JobEvent, JobKind, Outcome, RunningJob};
+use crate::tools::Builtin;
 use crate::tools::app::{HandlerCall, HandlerKind};
 use crate::tools::data_db::DataDb;
+
+impl Services {
+    /// Calls one of the tools over app folders for somebody who may see all apps, outside of any run. What a query or action
+    /// logs goes to the daemon's log. The result is JSON text.
+    ///
+    /// # Errors
+    /// Those of the tools: see [`crate::tools`].
+    pub async fn call_tool(&self, tool: Builtin, args: &Value) -> Result<String, CallError> {
+        let kind = match tool {
+            Builtin::Describe => return self.tools.describe(args, None).await.map(|value| value.to_string()),
+            Builtin::Read => HandlerKind::Query,
+            Builtin::Write => HandlerKind::Action,
+        };
+        let call = self.tools.plan(kind, args, None).await?;
+        run(self, call, |lines| lines.iter().for_each(|line| tracing::info!("{}", line.message))).await
+    }
+}
 
 /// Runs a planned query or action to its end. Returns the tool's result as JSON text. `log` takes its log lines.
 ///

@@ -4,19 +4,27 @@
 //! they were recorded, its end last. One thing is told by no event of its own: the nodes that are open at the run's
 //! end are closed with it. A listener that is too slow loses events and is told so; it can read what it lost from the
 //! ledger.
+//!
+//! Whoever follows all runs, and not one, takes the [`headlines`], which are numbered and kept for a while.
 
-use std::sync::Arc;
+pub mod headlines;
+pub mod tally;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
 
+use self::headlines::{Headline, Headlines};
+use self::tally::{Figures, Tally};
 use crate::fire::{AppId, EpochMs, ErrorCode, Handle, LogLevel, NodeKind, RunId, RunStatus, TriggerOrigin};
 
 /// Events that a slow listener may lag behind before it loses some.
 const CAPACITY: usize = 4096;
 
 /// Something that happened to a run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunEvent {
     pub run_id: RunId,
@@ -25,8 +33,8 @@ pub struct RunEvent {
     pub what: RunHappening,
 }
 
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum RunHappening {
     /// The row was written.
     Opened {
@@ -46,6 +54,7 @@ pub enum RunHappening {
     },
     NodeOpened {
         ordinal: u32,
+        #[serde(rename = "batchId")]
         batch_id: Option<u32>,
         kind: NodeKind,
         name: String,
@@ -62,6 +71,7 @@ pub enum RunHappening {
         at: EpochMs,
         summary: Option<String>,
         error: Option<String>,
+        #[serde(rename = "errorCode")]
         error_code: Option<ErrorCode>,
     },
 }
@@ -74,25 +84,51 @@ pub struct TablesChanged {
     pub tables: Vec<String>,
 }
 
-/// Both streams. Cheap to clone.
+/// All streams. Cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
     runs: broadcast::Sender<Arc<RunEvent>>,
     tables: broadcast::Sender<Arc<TablesChanged>>,
+    headlines: Headlines,
+    tally: Arc<Mutex<Tally>>,
 }
 
 impl Default for Bus {
     fn default() -> Self {
-        Self { runs: broadcast::Sender::new(CAPACITY), tables: broadcast::Sender::new(CAPACITY) }
+        Self {
+            runs: broadcast::Sender::new(CAPACITY),
+            tables: broadcast::Sender::new(CAPACITY),
+            headlines: Headlines::default(),
+            tally: Arc::default(),
+        }
+    }
+}
+
+impl RunHappening {
+    /// Whether it concerns those who follow all runs.
+    fn is_headline(&self) -> bool {
+        matches!(self, Self::Opened { .. } | Self::Started { .. } | Self::Ended { .. })
     }
 }
 
 impl Bus {
     pub fn tell(&self, run_id: &RunId, handle: &Handle, what: RunHappening) {
-        if self.runs.receiver_count() > 0 {
-            // An error only says that the last listener has just left.
-            let _ = self.runs.send(Arc::new(RunEvent { run_id: run_id.clone(), handle: handle.clone(), what }));
+        let is_headline = what.is_headline();
+        if !is_headline && self.runs.receiver_count() == 0 {
+            return;
         }
+        let event = Arc::new(RunEvent { run_id: run_id.clone(), handle: handle.clone(), what });
+        if is_headline {
+            self.tally.lock().unwrap_or_else(PoisonError::into_inner).count(run_id, &event.what);
+            self.headlines.tell(Headline::Run(Arc::clone(&event)));
+        }
+        // An error only says that nobody listens.
+        let _ = self.runs.send(event);
+    }
+
+    /// Automations, or what is wrong with them, have changed.
+    pub fn tell_registry(&self) {
+        self.headlines.tell(Headline::RegistryChanged);
     }
 
     pub fn tell_tables(&self, app: &AppId, tables: &[String]) {
@@ -103,6 +139,15 @@ impl Bus {
 
     pub fn runs(&self) -> broadcast::Receiver<Arc<RunEvent>> {
         self.runs.subscribe()
+    }
+
+    pub fn headlines(&self) -> &Headlines {
+        &self.headlines
+    }
+
+    /// Counted since the start.
+    pub fn figures(&self) -> Figures {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).figures.clone()
     }
 
     pub fn tables(&self) -> broadcast::Receiver<Arc<TablesChanged>> {

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 
 use crate::clock::Clock;
 use crate::fire::EpochMs;
+use crate::gateway::api::takes_no_post;
 use crate::gateway::dashboard;
 use crate::gateway::problem::ProblemDocument;
 use sessions::Sessions;
@@ -43,7 +44,7 @@ pub struct Access {
     clock: Clock,
 }
 
-/// By what a request was let in; handlers find it among the request's extensions.
+/// By what a request was let in; handlers find it among the request's extensions, beside its [`Access`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
     Token,
@@ -184,11 +185,12 @@ pub async fn guard(
         let detail = "a change by session must say that it comes from here: `Origin` or `Sec-Fetch-Site`";
         return refuse(StatusCode::FORBIDDEN, "cross_site", detail);
     }
-    if request.method() == Method::POST && !is_json(headers) {
+    if request.method() == Method::POST && !is_json(headers) && !takes_no_post(&request) {
         let detail = "a POST must say `content-type: application/json`";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail);
     }
     request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(access);
     Ok(next.run(request).await)
 }
 

@@ -1,29 +1,25 @@
 //! The dashboard: pages of plain HTML, CSS and JavaScript that stand in the binary and talk to the API of their own
-//! origin. Here they are served, together with the one-time link that lets a browser in; what they show is in
-//! `dashboard/*.js`.
+//! origin. Here they are served, and here a one-time link lets a browser in (the API makes it: `api/logins.rs`); what they
+//! show is in `dashboard/*.js`.
 //!
 //! The files have one address per version of all of them (`/assets/<version>/<name>`), so that a browser may keep them
 //! for ever, never mixes two versions, and modules can name each other relatively.
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /v1/login-links`, by token | `{url, expiresAt}`: a link that works once |
 //! | `GET /login?code=` | the session's cookie and a redirect to `/`; with a code that is no good, a page that says so, 401 |
 //! | `GET /`, by session | the dashboard; without one, a page that says how to get in, 401 |
-//! | `POST /v1/logout`, by session | ends the session |
 
 use std::sync::LazyLock;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
-use serde_json::{Value, json};
+use axum::routing::get;
+use axum::{Router, middleware};
 use sha2::{Digest, Sha256};
 
-use crate::gateway::access::{self, Access, Caller};
+use crate::gateway::access::{self, Access};
 use crate::gateway::problem::ProblemDocument;
 
 /// What `/` answers, with [`VERSION_MARK`] in place of the version.
@@ -87,11 +83,6 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 static INDEX_HTML: LazyLock<String> = LazyLock::new(|| INDEX.replace(VERSION_MARK, &VERSION));
 
-/// What belongs behind the guard of the API.
-pub fn api<S>(access: Access) -> Router<S> {
-    Router::new().route("/v1/login-links", post(login_link)).route("/v1/logout", post(logout)).with_state(access)
-}
-
 /// The pages themselves.
 pub fn pages<S: Clone + Send + Sync + 'static>(access: Access) -> Router<S> {
     Router::new()
@@ -102,37 +93,10 @@ pub fn pages<S: Clone + Send + Sync + 'static>(access: Access) -> Router<S> {
         .with_state(access)
 }
 
-async fn login_link(
-    State(access): State<Access>,
-    Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ProblemDocument> {
-    if caller != Caller::Token {
-        let detail = "a link is made with the admin token, not by session; `dirigent dashboard` does it";
-        return Err(ProblemDocument::new(StatusCode::FORBIDDEN, "token_needed", detail));
-    }
-    let (code, expires_at) = access.new_code().map_err(|error| ProblemDocument::internal(&error))?;
-    // The guard has seen that this names us, so whoever asks can reach us by it.
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    Ok(Json(json!({ "url": format!("http://{host}/login?code={code}"), "expiresAt": expires_at })))
-}
-
-async fn logout(State(access): State<Access>, headers: HeaderMap) -> Response {
-    ([(header::SET_COOKIE, access.log_out(&headers))], Json(json!({ "loggedOut": true }))).into_response()
-}
-
-#[derive(serde::Deserialize)]
-struct Code {
-    #[serde(default)]
-    code: String,
-}
-
-async fn login(
-    State(access): State<Access>,
-    query: Result<Query<Code>, QueryRejection>,
-) -> Result<Response, ProblemDocument> {
-    let code = query.map(|Query(Code { code })| code).unwrap_or_default();
-    let cookie = access.log_in(&code).map_err(|error| ProblemDocument::internal(&error))?;
+async fn login(State(access): State<Access>, RawQuery(query): RawQuery) -> Result<Response, ProblemDocument> {
+    // A code is hex: nothing in it is escaped.
+    let code = query.as_deref().and_then(|query| query.strip_prefix("code=")).unwrap_or_default();
+    let cookie = access.log_in(code).map_err(|error| ProblemDocument::internal(&error))?;
     Ok(match cookie {
         Some(cookie) => {
             let to = HeaderValue::from_static("/");

@@ -1,25 +1,27 @@
 //! A run's events as a stream: first what the ledger holds, then what happens, each once, none missing.
 //!
 //! The listener was there before the ledger was read, so nothing falls between; what was both read and heard is told
-//! once, because each event has its place: a log line its number, a node its ordinal, a run its one end.
+//! once, because each event has its place: a log line its number, a node its ordinal, a run its one end. Each carries as its
+//! id what was told up to and with it ([`Told`]), so that a listener that was cut off gets exactly the rest.
 //!
 //! Every event stands in the ledger before it is heard. So a listener that was too slow reads the ledger again and goes
 //! on. It does so too when it hears of the end, before it tells of it: the nodes that were open then were closed with
 //! the run, and nobody told that live. (What retention has dropped by then is not told.)
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::convert::Infallible;
+mod told;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use axum::response::IntoResponse;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, Stream};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::daemon::{RunEvent, RunHappening};
 use crate::fire::{EpochMs, ErrorCode, Handle, RunId};
 use crate::ledger::{LedgerError, LogRow, NodeOutline, Reader, RunRow};
+
+pub use self::told::Told;
 
 /// Nodes and log lines that are read at once, each: what a stream holds in memory, however long the run was.
 const PAGE: usize = 256;
@@ -29,29 +31,29 @@ pub struct Past {
     handle: Handle,
     page: Vec<RunHappening>,
     rest: Replay,
+    told: Told,
 }
 
 impl Past {
+    /// Without what was `told` already.
+    ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub fn read(reader: &Reader, row: RunRow) -> Result<Self, LedgerError> {
+    pub fn read(reader: &Reader, row: RunRow, told: Told) -> Result<Self, LedgerError> {
         let handle = Handle::new(row.app_id.clone(), row.automation_id.clone());
-        let mut rest = Replay::new(reader.path().to_owned(), row.run_id.clone());
+        let mut rest = Replay::new(reader.path().to_owned(), row.run_id.clone(), &told);
         rest.begin(row);
         let page = rest.page(reader)?;
-        Ok(Self { handle, page, rest })
+        Ok(Self { handle, page, rest, told })
     }
 }
 
-/// The past, then the present, until the run's end.
-pub fn stream(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> impl IntoResponse {
-    let events = stream::unfold(Follow::new(past, live), |mut follow| async move {
+/// The past, then the present, until the run's end; each event with what has been told with it.
+pub fn stream(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> impl Stream<Item = (Told, RunEvent)> + Send {
+    stream::unfold(Follow::new(past, live), |mut follow| async move {
         let event = follow.next().await?;
-        let sent =
-            Event::default().json_data(&event).unwrap_or_else(|error| Event::default().comment(error.to_string()));
-        Some((Ok::<_, Infallible>(sent), follow))
-    });
-    Sse::new(events.boxed()).keep_alive(KeepAlive::default())
+        Some(((follow.told.clone(), event), follow))
+    })
 }
 
 /// One listener to one run.
@@ -66,13 +68,13 @@ struct Follow {
     replay: Option<Replay>,
     /// The end, as it was heard: told when the replay is over, should the row be gone by then.
     heard_end: Option<RunHappening>,
-    told: HashSet<(u8, u32)>,
+    told: Told,
     over: bool,
 }
 
 impl Follow {
     fn new(past: Past, live: broadcast::Receiver<Arc<RunEvent>>) -> Self {
-        let Past { handle, page, rest } = past;
+        let Past { handle, page, rest, told } = past;
         Self {
             run_id: rest.run_id.clone(),
             handle,
@@ -81,15 +83,15 @@ impl Follow {
             ready: page.into(),
             replay: (!rest.is_done).then_some(rest),
             heard_end: None,
-            told: HashSet::new(),
-            over: false,
+            over: told.is_all(),
+            told,
         }
     }
 
     async fn next(&mut self) -> Option<RunEvent> {
         loop {
             if let Some(what) = self.ready.pop_front() {
-                if !self.told.insert(place(&what)) {
+                if !self.told.take(&what) {
                     continue;
                 }
                 self.over |= matches!(what, RunHappening::Ended { .. });
@@ -117,7 +119,7 @@ impl Follow {
     }
 
     fn read_again(&mut self) {
-        self.replay = Some(Replay::new(self.ledger.clone(), self.run_id.clone()));
+        self.replay = Some(Replay::new(self.ledger.clone(), self.run_id.clone(), &self.told));
     }
 
     async fn turn_page(&mut self, mut replay: Replay) {
@@ -152,18 +154,6 @@ impl Follow {
     }
 }
 
-/// An event's place within its run; no two events of a run share one.
-fn place(what: &RunHappening) -> (u8, u32) {
-    match what {
-        RunHappening::Opened { .. } => (0, 0),
-        RunHappening::Started { .. } => (1, 0),
-        RunHappening::Log { seq, .. } => (2, *seq),
-        RunHappening::NodeOpened { ordinal, .. } => (3, *ordinal),
-        RunHappening::NodeClosed { ordinal, .. } => (4, *ordinal),
-        RunHappening::Ended { .. } => (5, 0),
-    }
-}
-
 /// Reads a run's events from its ledger page by page. Nodes and log lines are merged by their times, and keep their own
 /// order whatever the clock did.
 struct Replay {
@@ -187,8 +177,8 @@ struct Pages<T> {
 }
 
 impl<T> Pages<T> {
-    fn new() -> Self {
-        Self { rows: VecDeque::new(), after: None, more: true }
+    fn after(after: Option<u32>) -> Self {
+        Self { rows: VecDeque::new(), after, more: true }
     }
 
     fn refill(
@@ -212,7 +202,8 @@ impl<T> Pages<T> {
 }
 
 impl Replay {
-    fn new(ledger: PathBuf, run_id: RunId) -> Self {
+    /// Of what was told, no more is read again than may be needed.
+    fn new(ledger: PathBuf, run_id: RunId, told: &Told) -> Self {
         Self {
             ledger,
             run_id,
@@ -220,9 +211,9 @@ impl Replay {
             is_done: false,
             head: Vec::new(),
             end: None,
-            nodes: Pages::new(),
+            nodes: Pages::after(told.nodes_done()),
             closes: BTreeMap::new(),
-            logs: Pages::new(),
+            logs: Pages::after(told.logs_done()),
         }
     }
 
@@ -325,10 +316,14 @@ mod tests {
         }
 
         fn follow(&self) -> Follow {
+            self.follow_after(Told::default())
+        }
+
+        fn follow_after(&self, told: Told) -> Follow {
             let live = self.bus.runs();
             let reader = self.root.reader(&self.app);
             let row = reader.run(&self.run).unwrap().unwrap();
-            Follow::new(Past::read(&reader, row).unwrap(), live)
+            Follow::new(Past::read(&reader, row, told).unwrap(), live)
         }
 
         /// Lines and then nodes, one of each per millisecond; the nodes that `closed` names end 10 ms later.
@@ -369,6 +364,18 @@ mod tests {
         fn tell_line(&self, seq: u32) {
             let (at, level, message) = (T0 + i64::from(seq), LogLevel::Info, seq.to_string());
             self.tell(RunHappening::Log { seq, at, level, message, fields: None });
+        }
+    }
+
+    /// An event's place within its run; no two events of a run share one.
+    fn place(what: &RunHappening) -> (u8, u32) {
+        match what {
+            RunHappening::Opened { .. } => (0, 0),
+            RunHappening::Started { .. } => (1, 0),
+            RunHappening::Log { seq, .. } => (2, *seq),
+            RunHappening::NodeOpened { ordinal, .. } => (3, *ordinal),
+            RunHappening::NodeClosed { ordinal, .. } => (4, *ordinal),
+            RunHappening::Ended { .. } => (5, 0),
         }
     }
 
@@ -444,6 +451,43 @@ mod tests {
         bench.end().await;
         bench.tell_end();
         check_whole(&all(follow).await, 4);
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_gets_exactly_the_rest() {
+        let bench = Bench::new().await;
+        bench.write(0..9, |n| n % 3 != 0).await;
+        bench.end().await;
+        let mut follow = bench.follow();
+        let mut whole = Vec::new();
+        let mut ids = vec![Told::default().to_string()];
+        while let Some(event) = follow.next().await {
+            whole.push(place(&event.what));
+            ids.push(follow.told.to_string());
+        }
+        check_whole(&whole, 9);
+        for (count, id) in ids.iter().enumerate() {
+            let rest = all(bench.follow_after(id.parse().unwrap())).await;
+            assert_eq!(rest, whole[count..], "after {count} events, with {id}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_during_a_run_gets_exactly_the_rest() {
+        let bench = Bench::new().await;
+        bench.write(0..4, |n| n == 2).await;
+        let mut follow = bench.follow();
+        let mut seen = Vec::new();
+        for _ in 0..7 {
+            seen.push(place(&follow.next().await.unwrap().what));
+        }
+        let resumed = bench.follow_after(follow.told);
+        bench.write(4..6, |n| n == 5).await;
+        bench.tell_line(4);
+        bench.end().await;
+        bench.tell_end();
+        seen.extend(all(resumed).await);
+        check_whole(&seen, 6);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod hooks;
 
 mod access;
+mod api;
 mod dashboard;
 mod events;
 mod problem;

@@ -1,4 +1,5 @@
-//! Errors over HTTP: RFC 9457 problem documents with a stable `code`, and nothing internal in them.
+//! Errors over HTTP: RFC 9457 problem documents with a stable `code`, and nothing internal in them: no path of the host, and
+//! no words of the libraries that this program is made of.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,14 +9,14 @@ use serde_json::{Map, Value, json};
 #[derive(Debug)]
 pub struct ProblemDocument {
     status: StatusCode,
-    code: &'static str,
+    code: String,
     detail: String,
     members: Map<String, Value>,
 }
 
 impl ProblemDocument {
-    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), members: Map::new() }
+    pub fn new(status: StatusCode, code: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { status, code: code.into(), detail: detail.into(), members: Map::new() }
     }
 
     /// Adds a member, such as the id of the run that is in the way.
@@ -25,13 +26,34 @@ impl ProblemDocument {
         self
     }
 
-    #[cfg(test)]
-    pub fn status_and_code(&self) -> (u16, &'static str) {
-        (self.status.as_u16(), self.code)
+    /// Adds a `hint`, when there is a remedy.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<String>) -> Self {
+        match hint {
+            Some(hint) => self.with("hint", hint),
+            None => self,
+        }
     }
 
-    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+    #[cfg(test)]
+    pub fn status_and_code(&self) -> (u16, &str) {
+        (self.status.as_u16(), &self.code)
+    }
+
+    pub fn bad_request(code: &str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub fn not_found(code: &str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    pub fn unavailable(code: &str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+    }
+
+    pub fn stopping() -> Self {
+        Self::unavailable("stopping", "the daemon is stopping")
     }
 
     /// Something went wrong here; the log has the details, the caller does not.

@@ -50,11 +50,11 @@ use tokio::sync::oneshot;
 use crate::core::manifest::HistoryKeep;
 use crate::fire::{AppId, AutomationId, EpochMs, LogLine, RunId};
 
-pub use deliveries::Delivery;
+pub use deliveries::{Delivery, fingerprint, run_now_slug};
 pub use error::{Fault, LedgerError, StateScope};
 pub use health::{check_writable, problem, without_host_paths};
 pub use ops::{Opened, Watermark};
-pub use read::{Counts, Reader, RunQuery};
+pub use read::{Counts, History, Reader, RecentRun, RunQuery};
 pub use recovery::Recovered;
 pub use rows::{Close, JsonText, LogRow, NewNode, NewRun, NodeClose, NodeOutline, NodeRow, RunRow};
 pub use stored::{FULL_VALUE_BYTES, is_truncated};
@@ -89,7 +89,7 @@ pub struct LedgerConfig {
     pub state_key_bytes: u64,
     /// Of all `ctx.state` of one automation.
     pub state_bytes: u64,
-    /// For so long a webhook delivery's id is known, ms.
+    /// For so long a delivery's id is known, ms.
     pub delivery_window_ms: i64,
 }
 
@@ -122,7 +122,7 @@ impl Ledgers {
     }
 
     /// Writes a row as `queued`, `running` or `skipped`. A cron fire with `scheduled_for` advances its trigger's
-    /// watermark in the same transaction; a webhook fire with a delivery id is known by it from then on.
+    /// watermark in the same transaction; a webhook fire or a "Run now" with a delivery id is known by it from then on.
     ///
     /// # Errors
     /// `IllegalTransition` for another status, or an id that has a row already.

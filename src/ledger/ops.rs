@@ -163,9 +163,7 @@ fn open_run(
         }
         raise_watermark(conn, &(run.automation_id.clone(), key.to_owned(), instant))?;
     }
-    if run.origin == TriggerOrigin::Webhook
-        && let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)?
-    {
+    if let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)? {
         return Ok(Opened::Redelivered(first));
     }
     insert_run(conn, run)?;

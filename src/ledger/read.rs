@@ -18,7 +18,7 @@ use crate::fire::{AutomationId, EpochMs, RunId, RunStatus, TriggerOrigin};
 
 use super::error::LedgerError;
 use super::rows::{
-    LogRow, NodeOutline, NodeRow, RunRow, log_row, name, node_outline, node_row, run_columns, run_id, run_row,
+    LogRow, NodeOutline, NodeRow, RunRow, log_row, name, node_outline, node_row, run_columns, run_id, run_row, word,
 };
 use super::schema;
 
@@ -40,6 +40,8 @@ pub struct RunQuery {
     pub dead: bool,
     /// Older than this one.
     pub before: Option<RunId>,
+    /// Without input and output, which may be long: rows have `None` there.
+    pub outline: bool,
     pub limit: usize,
 }
 
@@ -53,6 +55,7 @@ impl Default for RunQuery {
             parent: None,
             dead: false,
             before: None,
+            outline: false,
             limit: 100,
         }
     }
@@ -65,6 +68,25 @@ pub struct Counts {
     pub error: u64,
     /// All rows: also open, cancelled and skipped ones.
     pub total: u64,
+}
+
+/// What the rows of an automation say together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    pub counts: Counts,
+    /// Runs that have not ended.
+    pub open: u64,
+    /// Newest first.
+    pub recent: Vec<RecentRun>,
+}
+
+/// What is short of a row of `runs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecentRun {
+    pub run_id: RunId,
+    pub status: RunStatus,
+    pub started_at: Option<EpochMs>,
+    pub ended_at: Option<EpochMs>,
 }
 
 #[derive(Debug)]
@@ -162,7 +184,9 @@ impl Reader {
         query: &RunQuery,
         mut see: impl FnMut(RunRow) -> ControlFlow<()>,
     ) -> Result<(), LedgerError> {
-        let mut sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE true").to_owned();
+        let all = concat!("SELECT ", run_columns!(), " FROM runs r WHERE true");
+        let outline = concat!("SELECT ", run_columns!("NULL, NULL"), " FROM runs r WHERE true");
+        let mut sql = if query.outline { outline } else { all }.to_owned();
         let mut values: Vec<Value> = Vec::new();
         let mut bind = |value: Value| {
             values.push(value);
@@ -212,14 +236,36 @@ impl Reader {
         Ok(self.read(sql, [id.as_str()], run_row)?.pop())
     }
 
+    /// Without input and output: see [`RunQuery::outline`].
+    pub fn run_outline(&self, id: &RunId) -> Result<Option<RunRow>, LedgerError> {
+        let sql = concat!("SELECT ", run_columns!("NULL, NULL"), " FROM runs r WHERE r.run_id = ?1");
+        Ok(self.read(sql, [id.as_str()], run_row)?.pop())
+    }
+
     /// In call order.
     pub fn nodes(&self, id: &RunId) -> Result<Vec<NodeRow>, LedgerError> {
-        self.read(
+        self.nodes_within(id, usize::MAX)
+    }
+
+    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones are
+    /// shortened as if they had been too long to store.
+    pub fn nodes_within(&self, id: &RunId, most: usize) -> Result<Vec<NodeRow>, LedgerError> {
+        let mut left = most;
+        let mut nodes = Vec::new();
+        let mut statement = self.conn.prepare_cached(
             "SELECT run_id, ordinal, batch_id, kind, name, args_json, result_json, ok, error, child_run_id, \
              usage_json, started_at, ended_at FROM run_nodes WHERE run_id = ?1 ORDER BY ordinal",
-            [id.as_str()],
-            node_row,
-        )
+        )?;
+        let mut rows = statement.query([id.as_str()])?;
+        while let Some(row) = rows.next()? {
+            let mut node = node_row(row)?;
+            for value in [&mut node.args, &mut node.result].into_iter().flatten() {
+                value.shorten_to(left);
+                left = left.saturating_sub(value.as_str().len());
+            }
+            nodes.push(node);
+        }
+        Ok(nodes)
     }
 
     /// In call order, those after `after`; without what they were asked and what they answered, which may be long.
@@ -242,45 +288,50 @@ impl Reader {
         )
     }
 
-    /// The runs of this app that a run invoked, oldest first. Those in other apps are in their ledgers; the node's
-    /// `child_run_id` names them.
+    /// The runs of this app that a run invoked, oldest first, without input and output. Those in other apps are in their
+    /// ledgers; the node's `child_run_id` names them.
     pub fn children(&self, id: &RunId) -> Result<Vec<RunRow>, LedgerError> {
-        let sql = concat!("SELECT ", run_columns!(), " FROM runs r WHERE r.parent_run_id = ?1 ORDER BY r.run_id");
+        let sql =
+            concat!("SELECT ", run_columns!("NULL, NULL"), " FROM runs r WHERE r.parent_run_id = ?1 ORDER BY r.run_id");
         self.read(sql, [id.as_str()], run_row)
     }
 
-    /// The newest run of each automation that has one.
-    pub fn last_run_per_automation(&self) -> Result<BTreeMap<AutomationId, RunRow>, LedgerError> {
-        // A jump from name to name through the index: as many steps as automations, however many runs.
-        let rows = self.read(
-            concat!(
-                "WITH RECURSIVE names (name) AS (SELECT min(automation_id) FROM runs UNION ALL \
-                 SELECT (SELECT min(automation_id) FROM runs WHERE automation_id > name) FROM names \
-                 WHERE name IS NOT NULL) \
-                 SELECT ",
-                run_columns!(),
-                " FROM names JOIN runs r ON r.run_id = \
-                 (SELECT max(run_id) FROM runs WHERE automation_id = names.name) WHERE names.name IS NOT NULL"
-            ),
-            [],
-            run_row,
-        )?;
-        Ok(rows.into_iter().map(|row| (row.automation_id.clone(), row)).collect())
-    }
-
-    /// Reads every row's status: with a million rows, a second or so.
-    pub fn counts_per_automation(&self) -> Result<BTreeMap<AutomationId, Counts>, LedgerError> {
-        let rows = self.read(
-            "SELECT automation_id, sum(status = 'ok'), sum(status = 'error'), count(*) FROM runs \
-             GROUP BY automation_id",
-            [],
-            |row| {
-                let count = |column| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
-                let counts = Counts { ok: count(1)?, error: count(2)?, total: count(3)? };
-                Ok((name(row, 0, AutomationId::new)?, counts))
-            },
-        )?;
-        Ok(rows.into_iter().collect())
+    /// What the rows of each automation say together, or those of one; of the newest `recent`, each by itself.
+    ///
+    /// Looks at every row's head once, in the order of the file: with a million rows, a second or so.
+    pub fn history(
+        &self,
+        only: Option<&AutomationId>,
+        recent: usize,
+    ) -> Result<BTreeMap<AutomationId, History>, LedgerError> {
+        let columns = "SELECT automation_id, run_id, status, started_at, ended_at FROM runs";
+        let mut statement = match only {
+            Some(_) => self.conn.prepare_cached(&format!("{columns} WHERE automation_id = ?1"))?,
+            None => self.conn.prepare_cached(&format!("{columns} NOT INDEXED"))?,
+        };
+        let mut rows = statement.query(rusqlite::params_from_iter(only.map(AutomationId::as_str)))?;
+        let mut found: BTreeMap<AutomationId, History> = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let automation = name(row, 0, AutomationId::new)?;
+            let status = word(row, 2, RunStatus::parse)?;
+            let history = match found.get_mut(&automation) {
+                Some(history) => history,
+                None => found.entry(automation).or_default(),
+            };
+            history.counts.total += 1;
+            history.counts.ok += u64::from(status == RunStatus::Ok);
+            history.counts.error += u64::from(status == RunStatus::Error);
+            history.open += u64::from(status.is_open());
+            let run_id = run_id(row, 1)?;
+            // Rows lie nearly in the order of their ids, so the place of one is near the front.
+            let place = history.recent.iter().position(|other| other.run_id < run_id).unwrap_or(history.recent.len());
+            if place < recent {
+                history.recent.truncate(recent - 1);
+                let run = RecentRun { run_id, status, started_at: row.get(3)?, ended_at: row.get(4)? };
+                history.recent.insert(place, run);
+            }
+        }
+        Ok(found)
     }
 
     /// The ids of open runs, oldest first.

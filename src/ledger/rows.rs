@@ -48,6 +48,16 @@ impl JsonText {
         self.0
     }
 
+    /// Puts the marker of a value that is too long in its place, if it has more bytes than this and the marker is shorter.
+    pub(super) fn shorten_to(&mut self, bytes: usize) {
+        if self.0.len() > bytes && !self.is_truncated() {
+            let marker = super::stored::marker(&self.0);
+            if marker.len() < self.0.len() {
+                self.0 = marker;
+            }
+        }
+    }
+
     /// True when the value was too long to store: see [`super::is_truncated`].
     pub fn is_truncated(&self) -> bool {
         super::stored::is_truncated(&self.0)
@@ -134,12 +144,18 @@ pub struct LogRow {
     pub fields: Option<JsonText>,
 }
 
-/// The columns of [`RunRow`], in the order that [`run_row`] reads.
+/// The columns of [`RunRow`], in the order that [`run_row`] reads; input and output may be left out.
 macro_rules! run_columns {
     () => {
-        "r.run_id, r.app_id, r.automation_id, r.status, r.trigger_origin, r.trigger_json, r.scheduled_for, \
-         r.input_json, r.output_json, r.summary, r.error, r.error_code, r.parent_run_id, r.retry_of, r.attempt, \
-         r.handler_hash, r.queued_at, r.started_at, r.ended_at"
+        run_columns!("r.input_json, r.output_json")
+    };
+    ($values:literal) => {
+        concat!(
+            "r.run_id, r.app_id, r.automation_id, r.status, r.trigger_origin, r.trigger_json, r.scheduled_for, ",
+            $values,
+            ", r.summary, r.error, r.error_code, r.parent_run_id, r.retry_of, r.attempt, r.handler_hash, \
+             r.queued_at, r.started_at, r.ended_at"
+        )
     };
 }
 pub(super) use run_columns;

@@ -31,16 +31,18 @@ pub(super) fn is_long(json: &str) -> bool {
 
 /// The text to store for a JSON value.
 pub(super) fn shorten(json: &str) -> Cow<'_, str> {
-    if !is_long(json) {
-        return Cow::Borrowed(json);
-    }
+    if is_long(json) { Cow::Owned(marker(json)) } else { Cow::Borrowed(json) }
+}
+
+/// What stands for a value.
+pub(super) fn marker(json: &str) -> String {
     let marker = Marker {
         _truncated: true,
         bytes: json.len() as u64,
         sha256: Cow::Owned(hex::encode(Sha256::digest(json.as_bytes()))),
         head: Cow::Borrowed(cut(json, HEAD_BYTES)),
     };
-    Cow::Owned(serde_json::to_string(&marker).expect("a struct of text and numbers has a JSON form"))
+    serde_json::to_string(&marker).expect("a struct of text and numbers has a JSON form")
 }
 
 /// True when `json` is the marker that stands for a value too long to store.

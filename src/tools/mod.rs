@@ -40,7 +40,7 @@ pub const HANDLER_ERROR: &str = "HANDLER_ERROR";
 pub fn http_status(code: &str) -> u16 {
     match code {
         UNKNOWN_APP | UNKNOWN_QUERY | UNKNOWN_ACTION | UNKNOWN_TOOL => 404,
-        WRONG_KIND | INVALID_INPUT => 400,
+        WRONG_KIND | INVALID_INPUT | INVALID_MANIFEST => 400,
         _ => 500,
     }
 }

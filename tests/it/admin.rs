@@ -11,14 +11,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{Root, Served, start, within};
 
-struct Admin {
-    base: String,
-    token: String,
-    client: Client,
+/// A client of the admin API.
+pub struct Admin {
+    pub base: String,
+    pub token: String,
+    pub client: Client,
 }
 
 impl Admin {
-    fn of(root: &Root, served: &Served) -> Self {
+    pub fn of(root: &Root, served: &Served) -> Self {
         // Another test may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let token = std::fs::read_to_string(root.join(".dirigent/token")).expect("a token");
@@ -27,7 +28,7 @@ impl Admin {
     }
 
     /// The API of a daemon in this process, on any free port of `ip`.
-    async fn in_process(daemon: &Daemon, ip: &str) -> (Self, SocketAddr) {
+    pub async fn in_process(daemon: &Daemon, ip: &str) -> (Self, SocketAddr) {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind((ip, 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -41,20 +42,20 @@ impl Admin {
         (Self { base: format!("http://127.0.0.1:{}", address.port()), token, client: Client::new() }, address)
     }
 
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         answer(self.request(Method::GET, path)).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+    pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         answer(self.request(Method::POST, path).json(&body)).await
     }
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
+pub async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
     let response = within(request.send()).await.expect("an answer");
     let status = response.status();
     (status, response.json().await.unwrap_or(Value::Null))
@@ -310,7 +311,7 @@ async fn a_run_is_cancelled_whatever_state_the_ledgers_are_in() {
     assert_eq!((status, &body["status"]), (StatusCode::ACCEPTED, &json!("cancelling")), "{body}");
     within(end).await.expect("its end");
     let (status, body) = admin.post(&cancel(ended.as_str()), json!({})).await;
-    assert_eq!((status, &body["code"], &body["status"]), (StatusCode::CONFLICT, &json!("not_open"), &json!("ok")));
+    assert_eq!((status, &body["code"], &body["runStatus"]), (StatusCode::CONFLICT, &json!("not_open"), &json!("ok")));
 
     // Nobody can say whether it is in one of those that cannot be read.
     let unknown = "00000000-0000-7000-8000-000000000000";

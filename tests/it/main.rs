@@ -3,6 +3,7 @@
 mod access;
 mod admin;
 mod agent;
+mod api;
 mod cli;
 mod crash;
 mod dashboard;
@@ -15,3 +16,4 @@ mod isolate;
 mod outages;
 mod recording;
 mod runs;
+mod streams;

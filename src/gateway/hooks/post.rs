@@ -355,7 +355,7 @@ impl Key {
 
 /// The answer that an ended run gives.
 fn concluded(first: Delivery) -> Option<Answer> {
-    let Delivery { run_id, status, summary, error } = first;
+    let Delivery { run_id, status, summary, error, .. } = first;
     Some(Answer::Ended { run: run_id, status: status?, summary, error })
 }
 

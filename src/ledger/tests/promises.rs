@@ -135,6 +135,32 @@ async fn a_delivery_is_taken_once_and_known_after_its_run_is_gone() {
 }
 
 #[tokio::test]
+async fn a_run_now_with_a_key_is_taken_once_per_automation() {
+    let root = root();
+    let app = root.app("shop");
+    let asked = |name: &str, input: Option<&str>, origin| NewRun {
+        automation_id: automation(name),
+        origin,
+        trigger: TriggerInfo { delivery_id: Some("key".to_owned()), ..TriggerInfo::default() },
+        input_json: input.map(str::to_owned),
+        ..manual(&app, T0)
+    };
+    let open = |run| root.ledgers.open_run(&app, run, Durability::Process);
+    let first = root.opened(&app, asked("a", Some("{}"), TriggerOrigin::Manual)).await;
+    for input in [Some("{}"), Some("3"), None] {
+        let again = open(asked("a", input, TriggerOrigin::Manual)).await;
+        assert_eq!(again, Ok(Opened::Redelivered(first.clone())), "{input:?}");
+    }
+    root.opened(&app, asked("b", None, TriggerOrigin::Manual)).await;
+    root.opened(&app, asked("a", None, TriggerOrigin::Retry)).await;
+    for (name, input) in [("a", Some("{}")), ("b", None)] {
+        let known = root.ledgers.delivery(&app, &run_now_slug(&automation(name)), "key", T0).await.unwrap();
+        assert_eq!(known.unwrap().fingerprint, Some(fingerprint(input)), "{name}");
+    }
+    assert_ne!(fingerprint(None), fingerprint(Some("null")));
+}
+
+#[tokio::test]
 async fn only_the_transitions_of_the_table_are_made() {
     let root = root();
     let app = root.app("shop");

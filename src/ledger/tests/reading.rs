@@ -52,12 +52,24 @@ async fn filters_select_and_order() {
     check("nobody", RunQuery { automation: Some(automation("zzz")), ..all() }, &[]);
     assert_eq!(reader.children(&ids[0]).unwrap().len(), 1);
     assert_eq!(reader.open_runs().unwrap(), [ids[5].clone()]);
-    let last = reader.last_run_per_automation().unwrap();
-    let last: Vec<_> = last.iter().map(|(name, row)| (name.as_str(), &row.run_id)).collect();
-    assert_eq!(last, [("a", &ids[5]), ("b", &ids[3])]);
-    let counts = reader.counts_per_automation().unwrap();
-    assert_eq!(counts[&automation("a")], Counts { ok: 1, error: 1, total: 4 });
-    assert_eq!(counts[&automation("b")], Counts { ok: 1, error: 1, total: 2 });
+    let history = reader.history(None, 2).unwrap();
+    assert_eq!(history[&automation("a")].counts, Counts { ok: 1, error: 1, total: 4 });
+    assert_eq!(history[&automation("b")].counts, Counts { ok: 1, error: 1, total: 2 });
+    let a = &history[&automation("a")];
+    let recent: Vec<_> = a.recent.iter().map(|run| (&run.run_id, run.status, run.ended_at)).collect();
+    assert_eq!(
+        (a.open, recent.as_slice()),
+        (1, &[(&ids[5], RunStatus::Running, None), (&ids[4], RunStatus::Skipped, Some(T0 + 4000))][..])
+    );
+    let one = reader.history(Some(&automation("a")), 2).unwrap();
+    assert_eq!(one.into_iter().collect::<Vec<_>>(), [(automation("a"), a.clone())]);
+    assert_eq!(reader.history(Some(&automation("a")), 9).unwrap()[&automation("a")].recent.len(), 4);
+    let input = root.opened(&app, NewRun { input_json: Some("1".to_owned()), ..manual(&app, T0 + 9000) }).await;
+    let inputs = |outline| {
+        let rows = reader.runs(&RunQuery { outline, limit: 1, ..all() }).unwrap();
+        rows.into_iter().map(|row| (row.run_id, row.input.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!((inputs(false), inputs(true)), (vec![(input.clone(), true)], vec![(input, false)]));
 }
 
 #[tokio::test]
