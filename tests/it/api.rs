@@ -82,7 +82,7 @@ async fn the_document_describes_what_is_served_and_every_refusal_is_a_problem() 
             }
         }
     }
-    assert_eq!(names.len(), 21, "{names:?}");
+    assert_eq!(names.len(), 23, "{names:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
