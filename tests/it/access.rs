@@ -415,8 +415,9 @@ async fn every_combination_of_what_a_request_says_of_itself_is_judged_by_the_rul
         // A code that is no good.
         ("/login", Kind::Open(401)),
     ];
-    let asks: Vec<Ask> =
-        resources.into_iter().flat_map(|(path, kind)| all(&Resource { path: path.to_owned(), kind }))
+    let asks: Vec<Ask> = resources
+        .into_iter()
+        .flat_map(|(path, kind)| all(&Resource { path: path.to_owned(), kind }))
         .filter(|ask| ask.resource.kind != Kind::Change(200) || expected(ask) != 200)
         .collect();
     let parts = asks.chunks(asks.len().div_ceil(CONNECTIONS)).map(|part| listener.judge(part));
