@@ -284,6 +284,25 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     await runRow(page, runId).waitFor();
   });
 
+  test('what happens while a page opens is not missed', async (t) => {
+    const page = await signIn(t, chromium, served);
+    const places = [
+      ['#/runs', (told) => page.getByTestId('run-row').getByText(told)],
+      ['#/a/auto.test/quick', (told) => page.getByTestId('run-row').getByText(told)],
+      ['#/', (told) => row(page, 'auto.test/quick').getByText(told)],
+    ];
+    for (const [at, [place, telling]] of places.entries()) {
+      // The page has read what it shows, and is about to listen.
+      const between = async (route) => {
+        await served.run('auto.test/quick', `in between ${at}`);
+        await route.continue();
+      };
+      await page.route('**/v1/events', between, { times: 1 });
+      await page.goto(`${served.admin}/${place}`);
+      await telling(`in between ${at}`).waitFor();
+    }
+  });
+
   test('nobody gets in without a link, and a link works once', async (t) => {
     const refused = (text) => text.includes('401');
     const page = await guardedPage(t, chromium, [served.admin], { allow: refused });

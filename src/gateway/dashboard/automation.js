@@ -30,7 +30,11 @@ export async function openAutomation({ root, signal, title, params }) {
     page.runs.touch();
     page.later();
   };
-  const stream = follow('/v1/events', heard, () => page.later());
+  const missed = () => {
+    page.runs.touch();
+    page.later();
+  };
+  const stream = follow('/v1/events', heard, missed);
   return { close: () => stream.close(), run: () => page.canRun() && runDialog(handle) };
 }
 
