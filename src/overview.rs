@@ -142,7 +142,7 @@ impl Overview {
         let mut schedule = Schedule::default();
         for automation in registry.automations() {
             let manifest = automation.manifest.as_deref().filter(|m| m.enabled);
-            schedule.follow(&automation.handle, manifest, now);
+            schedule.follow(&automation.handle, manifest, now, false);
         }
         let mut overview = Self::new(&registry, &schedule);
         let ledger_of = |app: &AppId| {

@@ -13,8 +13,8 @@
 //! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
 //! | `runs`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
-//! | `webhook` | `webhook provision`, `rotate`, `test` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
+//! | `webhook` | `webhook provision`, `rotate`, `test` |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 

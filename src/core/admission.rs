@@ -7,8 +7,9 @@
 //! that a full house of parents never starves its children.
 //!
 //! Such a *suspended* run still has its host process. Runs of rank `r` are started only while fewer than
-//! `slots * (r + 2)` runs have a host: so each rank leaves a full set of slots to the next, the deepest can always run, and
-//! the hosts are bounded by `slots * (MAX_INVOKE_DEPTH + 2)`.
+//! `slots * (r + 2)` runs have a host: so each rank leaves a full set of slots to the next, and the hosts are bounded by
+//! `slots * (MAX_INVOKE_DEPTH + 2)`. Ranks end there, waits through lanes need not: so when nothing runs at all, one run is
+//! started in any case.
 //!
 //! Plain bookkeeping: it knows run ids and nothing of ledgers, hosts or time.
 
@@ -140,7 +141,8 @@ impl Admission {
 
     /// Whether one more run of this rank may have a slot and a host.
     fn fits(&self, rank: u32) -> bool {
-        self.in_use < self.slots && self.in_use + self.suspended < self.slots * (rank as usize + 2)
+        let hosts = self.in_use + self.suspended;
+        self.in_use == 0 || (self.in_use < self.slots && hosts < self.slots * (rank as usize + 2))
     }
 
     /// Takes a slot at once, if one is free and nobody of that rank or a deeper one is waiting for it.

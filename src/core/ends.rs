@@ -6,6 +6,9 @@ use super::*;
 
 /// Backoff between retries never exceeds this.
 const MAX_BACKOFF_MS: u64 = 3_600_000;
+/// How often an end is offered to the ledger of an app that is not there: about half a minute.
+const UNKNOWN_APP_OFFERS: u32 = 5;
+
 impl State {
     pub(super) fn on_ended(&mut self, now: EpochMs, id: &RunId, end: RunEnd, effects: &mut Vec<Effect>) {
         let Some(run) = self.runs.get(id) else { return };
@@ -69,8 +72,13 @@ impl State {
         effects: &mut Vec<Effect>,
     ) {
         let knows = self.knows(app);
-        // An answer of the app that it belonged to before does not count.
-        let Some(closing) = self.closing.get_mut(id).filter(|closing| closing.close.handle.app == *app) else { return };
+        let Some(closing) = self.closing.get_mut(id).filter(|closing| closing.close.handle.app == *app) else {
+            // The end of a copy, or an answer of the app that it belonged to before.
+            if let Err(refusal) = &result {
+                self.on_refused(now, app, refusal);
+            }
+            return;
+        };
         if let Err(refusal) = &result {
             let Close { handle, end, .. } = &*closing.close;
             let message =
@@ -79,25 +87,37 @@ impl State {
             if let Some(token) = closing.ended.take() {
                 effects.push(Effect::Answer { token, answer: Answer::NotRecorded { message } });
             }
-            if refusal.passing && knows {
+            // An app that is gone may be about to appear under another name, with the row in its ledger.
+            if refusal.passing && (knows || closing.refusals < UNKNOWN_APP_OFFERS) {
                 let pause = FIRST_CLOSE_PAUSE_MS << closing.refusals.min(5);
                 closing.refusals += 1;
                 self.agenda.push(Reverse((now + pause.min(REFUSED_PAUSE_MS), Due::Close(id.clone()))));
                 return;
             }
         }
-        let Some(Closing { close, failure, ended, .. }) = self.closing.remove(id) else { return };
+        let Some(Closing { close, failure, ended, refusals }) = self.closing.remove(id) else { return };
         if result.is_err() {
+            // An offer whose answer was lost may have been taken: then what follows from it is in the ledger.
+            if refusals > 0 && knows && self.scheduling {
+                self.recover_ledger(app.clone(), effects);
+            }
             return;
         }
         if self.recoveries > 0 {
-            self.closed_meanwhile.insert(id.clone());
+            self.closed_meanwhile.insert((app.clone(), id.clone()));
         }
         if let Some(token) = ended {
             effects.push(Effect::Answer { token, answer: Answer::Ended(close.end.clone()) });
         }
-        if let Some(row) = close.next.clone() {
-            self.requeue(now, row, effects);
+        if let Some(mut row) = close.next.clone() {
+            // The ledger may have got another name with its app while it wrote. When the name is not known, the row is
+            // found by the next recovery.
+            if let Some(name) = self.renamed.get(app) {
+                row.app_id = name.clone();
+            }
+            if self.knows(&row.app_id) {
+                self.requeue(now, row, effects);
+            }
         }
         if let Some(fire) = failure {
             match self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) {

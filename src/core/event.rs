@@ -24,6 +24,11 @@ pub enum Event {
         app: AppId,
         result: Result<Recovered, Refusal>,
     },
+    /// The ledger's answer to [`Effect::SetWatermarks`] and [`Effect::DisarmTriggers`].
+    TriggersNoted {
+        app: AppId,
+        result: Result<(), Refusal>,
+    },
     FireRequested(FireRequest),
     CancelRequested {
         run: RunId,
@@ -38,6 +43,8 @@ pub enum Event {
     /// The ledger's answer to [`Effect::StartRun`].
     RunStarted {
         run: RunId,
+        /// The app whose ledger was asked.
+        app: AppId,
         result: Result<(), Refusal>,
     },
     RunEnded {
@@ -156,11 +163,13 @@ pub enum Effect {
     CloseLedger {
         app: AppId,
     },
+    /// Then [`Event::TriggersNoted`].
     SetWatermarks {
         app: AppId,
         marks: Vec<(AutomationId, String, EpochMs)>,
     },
-    /// Triggers that are not armed any more: what they would have fired from now on is no outage.
+    /// Triggers that are not armed any more: what they would have fired from now on is no outage. Then
+    /// [`Event::TriggersNoted`].
     DisarmTriggers {
         app: AppId,
         triggers: Vec<(AutomationId, String)>,

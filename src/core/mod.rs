@@ -18,6 +18,7 @@ pub mod cron;
 pub mod disk;
 mod ends;
 mod event;
+mod firing;
 pub mod json_depth;
 pub mod json_schema;
 pub mod manifest;
@@ -30,7 +31,7 @@ pub mod shortened;
 mod transitions;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 pub use event::{Answer, Effect, Event, FireRequest, Recorded, Recovered, Refusal, Skip, Token};
@@ -40,7 +41,7 @@ use crate::core::disk::DiskBatch;
 use crate::core::manifest::{HistoryKeep, Manifest, Trigger};
 use crate::core::registry::{Change, Registry};
 use crate::core::run::{Close, NewRun, RunEnd, RunSpec};
-use crate::core::schedule::{Schedule, Watermark};
+use crate::core::schedule::{CronFire, Schedule, Watermark};
 use crate::fire::{AppId, AutomationId, EpochMs, ErrorCode, Handle, RunId, RunStatus, TriggerInfo, TriggerOrigin};
 
 /// `ctx.invoke` nests at most this deep.
@@ -53,6 +54,9 @@ const SWEEP_EVERY_MS: i64 = 3_600_000;
 const REFUSED_PAUSE_MS: i64 = 30_000;
 /// An end that a ledger refused is offered again after this long, doubled each time up to [`REFUSED_PAUSE_MS`].
 const FIRST_CLOSE_PAUSE_MS: i64 = 1_000;
+/// A folder that gets another name is seen to come and to go, in any order. What looks like a copy of an app is one when
+/// the other app is still there after this long.
+const DOUBT_MS: i64 = 3_000;
 /// A clock that goes back by less than this is being adjusted, and nobody has to be told.
 const CLOCK_BACK_MS: i64 = 60_000;
 
@@ -115,6 +119,29 @@ enum Due {
     Close(RunId),
     /// A cold app's ledger is asked again.
     Recover(AppId),
+    /// An app's ledger held rows of another app that is still there: whether it is a copy, or that app's new name.
+    Doubt(AppId),
+    /// A failure handler's fire, refused under this id, is offered again.
+    Fire(RunId),
+}
+
+/// An app whose ledger is to be asked what the app has missed.
+#[derive(Debug, Default)]
+struct Cold {
+    /// The agenda says when it is asked next.
+    scheduled: bool,
+    /// Why it refused last; told once.
+    reason: Option<String>,
+}
+
+/// A skipped row that is being written.
+#[derive(Debug)]
+struct Skipping {
+    handle: Handle,
+    /// Of the cron trigger.
+    key: Option<String>,
+    /// Who is to be told.
+    opened: Option<Token>,
 }
 
 /// One open run, for whoever looks.
@@ -133,16 +160,27 @@ pub struct State {
     admission: Admission,
     runs: HashMap<RunId, Run>,
     closing: HashMap<RunId, Closing>,
-    /// Skipped rows that are being written, and who is to be told.
-    skipping: HashMap<RunId, Token>,
+    skipping: HashMap<RunId, Skipping>,
+    /// Cron triggers with a row that is being written, and the fires that wait for it: the ledger takes no instant below
+    /// the last, so each is offered when the one before it is written.
+    firing: HashMap<(Handle, String), VecDeque<CronFire>>,
+    /// Fires of failure handlers that were refused.
+    refused: HashMap<RunId, FireRequest>,
     agenda: BinaryHeap<Reverse<(EpochMs, Due)>>,
     /// Apps whose ledger is to be asked what they have missed: all that were there when the daemon started, and those
     /// whose ledger has refused a cron fire. Until it answers, nothing of theirs is fired by cron; it is made up for.
-    cold: HashSet<AppId>,
+    cold: HashMap<AppId, Cold>,
+    /// Apps of the first scan whose ledger has not answered yet: only their triggers can have missed what lies before this
+    /// daemon.
+    unrecovered: HashSet<AppId>,
+    /// Apps that are gone, and the name under which their rows were found again.
+    renamed: HashMap<AppId, AppId>,
+    /// Rows in the ledger of this app that looked like copies when they were last seen.
+    doubted: HashSet<(AppId, RunId)>,
     /// Ledgers that are being recovered, and runs whose end was written meanwhile: a ledger that was read before that
     /// still tells of them as open.
     recoveries: usize,
-    closed_meanwhile: HashSet<RunId>,
+    closed_meanwhile: HashSet<(AppId, RunId)>,
     /// Rows that an earlier daemon left queued, of automations whose manifest was never valid in this one's life.
     parked: HashMap<Handle, Vec<NewRun>>,
     last_look: EpochMs,
@@ -165,8 +203,13 @@ impl State {
             runs: HashMap::new(),
             closing: HashMap::new(),
             skipping: HashMap::new(),
+            firing: HashMap::new(),
+            refused: HashMap::new(),
             agenda: BinaryHeap::new(),
-            cold: HashSet::new(),
+            cold: HashMap::new(),
+            unrecovered: HashSet::new(),
+            renamed: HashMap::new(),
+            doubted: HashSet::new(),
             recoveries: 0,
             closed_meanwhile: HashSet::new(),
             parked: HashMap::new(),
@@ -195,7 +238,12 @@ impl State {
                 }
             }
             Event::RunOpened { run, result } => self.on_opened(now, &run, result, &mut effects),
-            Event::RunStarted { run, result } => self.on_started(now, &run, result, &mut effects),
+            Event::RunStarted { run, app, result } => self.on_started(now, &run, &app, result, &mut effects),
+            Event::TriggersNoted { app, result } => {
+                if let Err(refusal) = result {
+                    self.on_refused(now, &app, &refusal);
+                }
+            }
             Event::RunEnded { run, end } => self.on_ended(now, &run, end, &mut effects),
             Event::RunClosed { run, app, result } => self.on_closed(now, &run, &app, result, &mut effects),
             Event::Stopping => self.stopping = true,
@@ -207,12 +255,20 @@ impl State {
     /// When the core wants to look at the clock next, if nothing else happens before.
     pub fn next_deadline(&mut self) -> Option<EpochMs> {
         if self.stopping {
-            // Nothing begins any more, but what has ended is still to be written.
-            let ends = self.agenda.iter().filter(|Reverse((_, due))| matches!(due, Due::Close(_)));
-            return ends.map(|Reverse((at, _))| *at).min();
+            let still = self.agenda.iter().filter(|Reverse((_, due))| self.is_due_while_stopping(due));
+            return still.map(|Reverse((at, _))| *at).min();
         }
         let agenda = self.agenda.peek().map(|Reverse((at, _))| *at);
         [self.schedule.next_deadline(), agenda, self.next_sweep].into_iter().flatten().min()
+    }
+
+    /// Nothing begins any more, but what has ended is still to be written, and what a running run waits for to be started.
+    fn is_due_while_stopping(&self, due: &Due) -> bool {
+        match due {
+            Due::Close(_) => true,
+            Due::Enter(run) => self.runs.get(run).is_some_and(|run| run.rank > 0),
+            Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => false,
+        }
     }
 
     /// Nothing runs, and every end is written.
@@ -245,22 +301,29 @@ impl State {
         for change in changes {
             match change {
                 Change::AppAdded(app) => {
+                    self.renamed.remove(&app);
                     if cold_start {
-                        self.cold.insert(app.clone());
+                        self.unrecovered.insert(app.clone());
+                    }
+                    if self.unrecovered.contains(&app) {
+                        self.cold.insert(app.clone(), Cold::default());
                     }
                     self.recover_ledger(app, effects);
                 }
                 Change::AppRemoved(app) => {
                     self.cold.remove(&app);
                     self.parked.retain(|handle, _| handle.app != app);
+                    self.doubted.retain(|(doubted, _)| *doubted != app);
                     effects.push(Effect::CloseLedger { app });
                 }
-                Change::Added(handle) | Change::Changed(handle) => {
+                Change::Added(ref handle) | Change::Changed(ref handle) => {
+                    let (added, handle) = (matches!(change, Change::Added(_)), handle.clone());
                     let manifest = self.registry.get(&handle).and_then(|a| a.manifest.clone());
                     let enabled = manifest.as_deref().filter(|m| m.enabled);
-                    let followed = self.schedule.follow(&handle, enabled, now);
+                    let armed_before = added && self.unrecovered.contains(&handle.app);
+                    let followed = self.schedule.follow(&handle, enabled, now, armed_before);
                     // A cold app's watermarks are in its ledger, which is not read yet.
-                    if !self.cold.contains(&handle.app) {
+                    if !self.cold.contains_key(&handle.app) {
                         fresh.extend(followed.fresh);
                         dropped.extend(followed.dropped);
                     }
@@ -271,7 +334,7 @@ impl State {
                     }
                 }
                 Change::Removed(handle) => {
-                    dropped.extend(self.schedule.follow(&handle, None, now).dropped);
+                    dropped.extend(self.schedule.follow(&handle, None, now, false).dropped);
                     for row in self.parked.remove(&handle).unwrap_or_default() {
                         self.requeue(now, row, effects);
                     }
@@ -288,18 +351,19 @@ impl State {
     }
 
     fn on_clock(&mut self, now: EpochMs, effects: &mut Vec<Effect>) {
-        self.check_agenda(now, effects);
-        if self.stopping {
-            return;
-        }
         if now < self.last_look - CLOCK_BACK_MS {
             effects.push(Effect::Notice(format!(
                 "the clock went back by {} s: cron triggers that have fired ahead of it wait until it has passed those \
                  instants, because none fires twice",
                 (self.last_look - now) / 1000
             )));
+            self.pull_forward(now);
         }
+        self.check_agenda(now, effects);
         self.last_look = now;
+        if self.stopping {
+            return;
+        }
         for fire in self.schedule.due(now) {
             self.fire_cron(now, fire, effects);
         }
@@ -320,18 +384,40 @@ impl State {
             && *at <= now
             && let Some(Reverse((_, due))) = self.agenda.pop()
         {
+            // What does not begin any more stays `queued`, for the next daemon.
+            if self.stopping && !self.is_due_while_stopping(&due) {
+                continue;
+            }
             match due {
-                // While stopping, its row stays `queued`, for the next daemon.
-                Due::Enter(run) if !self.stopping => self.enter_lane(&run),
+                Due::Enter(run) => self.enter_lane(&run),
                 Due::Close(run) => {
                     if let Some(closing) = self.closing.get(&run) {
                         effects.push(Effect::CloseRun(Arc::clone(&closing.close)));
                     }
                 }
-                Due::Recover(app) if self.cold.contains(&app) => self.recover_ledger(app, effects),
-                Due::Enter(_) | Due::Recover(_) => {}
+                Due::Recover(app) => {
+                    if let Some(cold) = self.cold.get_mut(&app) {
+                        cold.scheduled = false;
+                        self.recover_ledger(app, effects);
+                    }
+                }
+                Due::Doubt(app) => {
+                    if self.knows(&app) {
+                        self.recover_ledger(app, effects);
+                    }
+                }
+                Due::Fire(id) => self.fire_again(now, &id, effects),
             }
         }
+    }
+
+    /// After the clock went back: what waits for a ledger does not wait for the clock.
+    fn pull_forward(&mut self, now: EpochMs) {
+        let agenda = std::mem::take(&mut self.agenda).into_iter().map(|Reverse((at, due))| match due {
+            Due::Close(_) | Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => Reverse((at.min(now), due)),
+            Due::Enter(_) => Reverse((at, due)),
+        });
+        self.agenda = agenda.collect();
     }
 
     fn knows(&self, app: &AppId) -> bool {

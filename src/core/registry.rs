@@ -87,9 +87,9 @@ pub struct Registry {
     root_problems: Vec<Problem>,
     /// Who claims each webhook id; more than one closes it for all.
     webhooks: HashMap<String, Vec<Handle>>,
+    revision: u64,
     /// Webhook ids that [`Self::by_webhook`] may answer otherwise now.
     touched_webhooks: BTreeSet<String>,
-    revision: u64,
 }
 
 impl Registry {

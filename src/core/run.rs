@@ -36,6 +36,12 @@ impl NewRun {
     pub fn handle(&self) -> Handle {
         Handle::new(self.app_id.clone(), self.automation_id.clone())
     }
+
+    /// The cron trigger whose instant this row stands for.
+    pub fn cron_trigger(&self) -> Option<(Handle, String)> {
+        let is_cron = self.origin == TriggerOrigin::Cron;
+        is_cron.then(|| (self.handle(), self.trigger.key.clone().unwrap_or_default()))
+    }
 }
 
 /// How a run ended.

@@ -75,8 +75,10 @@ struct Armed {
     catch_up: CatchUp,
     generation: u64,
     next: Option<EpochMs>,
-    /// When it was armed: nothing before that is its business, but for [`Schedule::recover`].
+    /// When it was armed: nothing before that is its business.
     since: EpochMs,
+    /// It was armed already before this daemon came: what its ledger has not seen was missed, also before `since`.
+    before: bool,
 }
 
 /// See the module text.
@@ -90,7 +92,14 @@ pub struct Schedule {
 impl Schedule {
     /// Makes the armed triggers of one automation those of `manifest` (`None`: disabled, gone or never valid). Triggers
     /// whose key stays keep their deadline and watermark; the others start from `now`: nothing is caught up.
-    pub fn follow(&mut self, handle: &Handle, manifest: Option<&Manifest>, now: EpochMs) -> Followed {
+    /// `armed_before`: they were armed before this daemon came, so that what its ledger has not seen is missed.
+    pub fn follow(
+        &mut self,
+        handle: &Handle,
+        manifest: Option<&Manifest>,
+        now: EpochMs,
+        armed_before: bool,
+    ) -> Followed {
         let mut before = self.triggers.remove(handle).unwrap_or_default();
         let mut fresh = Vec::new();
         let mut armed: Vec<Armed> = Vec::new();
@@ -118,6 +127,7 @@ impl Schedule {
                 generation: self.generation,
                 next,
                 since: now,
+                before: armed_before,
             });
         }
         if !armed.is_empty() {
@@ -136,10 +146,14 @@ impl Schedule {
         handles.sort();
         for handle in handles {
             for armed in self.triggers.get_mut(&handle).into_iter().flatten() {
-                let watermark = known.remove(&(handle.automation.clone(), armed.key.clone())).unwrap_or_else(|| {
-                    caught.fresh.push(Watermark { handle: handle.clone(), key: armed.key.clone(), at: armed.since });
-                    armed.since
-                });
+                let known = known.remove(&(handle.automation.clone(), armed.key.clone()));
+                let watermark = match known {
+                    Some(known) if armed.before => known,
+                    known => known.map_or(armed.since, |known| known.max(armed.since)),
+                };
+                if known != Some(watermark) {
+                    caught.fresh.push(Watermark { handle: handle.clone(), key: armed.key.clone(), at: watermark });
+                }
                 armed.settle(&handle, watermark, now, &mut caught.fires);
                 // A clock that stands before the last fire waits until it has passed it.
                 armed.next = armed.schedule.next_after(watermark.max(now));
@@ -306,7 +320,7 @@ mod tests {
 
     fn followed(cron: &[&str], catch_up: &str) -> Schedule {
         let mut schedule = Schedule::default();
-        schedule.follow(&handle(), Some(&manifest(cron, catch_up)), START);
+        schedule.follow(&handle(), Some(&manifest(cron, catch_up)), START, true);
         schedule
     }
 
@@ -329,11 +343,11 @@ mod tests {
     fn a_kept_key_keeps_its_deadline_and_a_new_one_starts_from_now() {
         let mut schedule = followed(&["0 * * * *", "0 * * * *"], "once");
         let both = manifest(&["0 * * * *", "30 * * * *"], "once");
-        let fresh = schedule.follow(&handle(), Some(&both), START + 10 * MINUTE);
+        let fresh = schedule.follow(&handle(), Some(&both), START + 10 * MINUTE, false);
         assert_eq!(fresh.dropped, [(handle(), "0 * * * * UTC #2".to_owned())]);
         assert_eq!(fresh.fresh.iter().map(|w| w.key.as_str()).collect::<Vec<_>>(), ["30 * * * * UTC"]);
         assert_eq!(schedule.next_fires(&handle()), [Some(START + HOUR), Some(START + 30 * MINUTE)]);
-        schedule.follow(&handle(), None, START);
+        schedule.follow(&handle(), None, START, false);
         assert_eq!(schedule.next_deadline(), None);
         assert_eq!(schedule.due(START + 10 * HOUR), [], "what was disarmed never fires");
     }

@@ -4,58 +4,9 @@
 
 use super::*;
 use crate::core::admission::Verdict;
-use crate::core::schedule::CronFire;
-
-/// What is told of a cron fire whose instant is at or below its trigger's watermark.
-const REPEATED: &str = "its instant, or a later one of the same trigger, has been fired already";
+use crate::core::firing::REPEATED;
 
 impl State {
-    pub(super) fn fire_cron(&mut self, now: EpochMs, fire: CronFire, effects: &mut Vec<Effect>) {
-        // Its ledger is not ready: this instant is among those that are made up for when it is.
-        if self.cold.contains(&fire.handle.app) {
-            return;
-        }
-        let Some(manifest) = self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) else { return };
-        let request = FireRequest {
-            handle: fire.handle,
-            origin: TriggerOrigin::Cron,
-            trigger: fire.trigger,
-            input_json: None,
-            parent: None,
-            synced: false,
-            skip: None,
-            opened: None,
-            ended: None,
-        };
-        if !fire.run {
-            let missed = request.trigger.missed.unwrap_or(1);
-            let text = format!(
-                "{missed} scheduled {} missed and not made up for",
-                if missed == 1 { "fire was" } else { "fires were" }
-            );
-            self.record_skipped(now, &request, text, effects);
-        } else {
-            self.admit(now, request, manifest, fire.late, effects);
-        }
-    }
-
-    pub(super) fn record_skipped(
-        &mut self,
-        now: EpochMs,
-        request: &FireRequest,
-        summary: String,
-        effects: &mut Vec<Effect>,
-    ) {
-        let mut row = NewRun::from_request(request, (self.new_id)(now), now);
-        row.status = RunStatus::Skipped;
-        row.ended_at = Some(now);
-        row.summary = Some(summary);
-        if let Some(token) = request.opened {
-            self.skipping.insert(row.run_id.clone(), token);
-        }
-        effects.push(Effect::OpenRun { run: row, synced: request.synced });
-    }
-
     /// Decides on a fire and has its row written. `late`: it makes up for a missed one, so it waits its turn; and its row is
     /// written as `queued`, in the order of the instants, since the ledger takes none below the last.
     pub(super) fn admit(
@@ -82,9 +33,10 @@ impl State {
             }
             return;
         }
-        let mut depth = 0;
+        let (mut depth, mut rank) = (0, 0);
         if let Some(parent) = request.parent.as_ref().and_then(|id| self.runs.get_mut(id)) {
             depth = parent.depth + 1;
+            rank = (parent.rank + 1).min(MAX_INVOKE_DEPTH);
             parent.children += 1;
             // A parent that waits gives its slot up, to the child itself when that may run.
             if std::mem::take(&mut parent.holds_slot) {
@@ -94,14 +46,14 @@ impl State {
         }
         // While stopping, what is accepted is left queued for the next daemon.
         let may_launch = verdict == Verdict::Active && !late && !self.stopping;
-        let launch = may_launch && self.admission.try_slot(depth);
+        let launch = may_launch && self.admission.try_slot(rank);
         let mut row = NewRun::from_request(&request, id.clone(), now);
         if launch {
             (row.status, row.started_at) = (RunStatus::Running, Some(now));
         }
         effects.push(Effect::OpenRun { run: row.clone(), synced: request.synced });
         let mut run = Run { opened: request.opened, ended: request.ended, ..Run::new(row, manifest) };
-        (run.depth, run.rank) = (depth, depth);
+        (run.depth, run.rank) = (depth, rank);
         (run.phase, run.holds_slot) = (Phase::Opening { launch }, launch);
         if let Verdict::Supersedes(older) = verdict {
             run.supersedes = older;
@@ -117,24 +69,13 @@ impl State {
         result: Result<Recorded, Refusal>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(run) = self.runs.get_mut(id) else {
-            let token = self.skipping.remove(id);
-            let answer = match result {
-                Ok(Recorded::Inserted) => Answer::Skipped { run: id.clone() },
-                Ok(Recorded::Redelivered(run)) => Answer::Redelivered { run },
-                Ok(Recorded::Duplicate) => Answer::NotRecorded { message: REPEATED.to_owned() },
-                Err(Refusal { message, .. }) => Answer::NotRecorded { message },
-            };
-            match (token, answer) {
-                (Some(token), answer) => effects.push(Effect::Answer { token, answer }),
-                (None, Answer::NotRecorded { message }) => {
-                    effects.push(Effect::Notice(format!("skipped run {id} was not recorded: {message}")));
-                }
-                (None, _) => {}
-            }
+        if let Some(skipping) = self.skipping.remove(id) {
+            self.on_skipped(now, id, skipping, result, effects);
             return;
-        };
+        }
+        let Some(run) = self.runs.get_mut(id) else { return };
         let Phase::Opening { launch } = run.phase else { return };
+        let trigger = run.row.cron_trigger();
         let refused = match result {
             Ok(Recorded::Inserted) => None,
             Ok(Recorded::Redelivered(first)) => {
@@ -147,25 +88,29 @@ impl State {
             Ok(Recorded::Duplicate) => Some(Refusal { message: REPEATED.to_owned(), passing: false }),
             Err(refusal) => Some(refusal),
         };
-        if let Some(Refusal { message, passing }) = refused {
-            let answer = Answer::NotRecorded { message: message.clone() };
+        if let Some(refusal) = refused {
+            let answer = Answer::NotRecorded { message: refusal.message.clone() };
             for token in run.opened.into_iter().chain(run.ended) {
                 effects.push(Effect::Answer { token, answer: answer.clone() });
             }
-            let (handle, origin) = (run.handle.clone(), run.row.origin);
             if run.opened.is_none() {
-                let text = format!("{handle}: a fire ({origin}) was not recorded, so it is not run: {message}");
+                let (handle, origin, told) = (&run.handle, run.row.origin, &refusal.message);
+                let text = format!("{handle}: a fire ({origin}) was not recorded, so it is not run: {told}");
                 effects.push(Effect::Notice(text));
             }
-            // It is made up for when the ledger can be written again.
-            if passing && origin == TriggerOrigin::Cron && self.scheduling && self.cold.insert(handle.app.clone()) {
-                self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Recover(handle.app))));
+            if let Some(run) = self.forget(id) {
+                self.keep_failure_fire(now, run, &refusal);
             }
-            self.forget(id);
+            if let Some(trigger) = trigger {
+                self.after_fire(now, trigger, Err(&refusal), effects);
+            }
             return;
         }
         for older in std::mem::take(&mut run.supersedes) {
             self.cancel(now, &older, ErrorCode::Superseded, effects);
+        }
+        if let Some(trigger) = trigger {
+            self.after_fire(now, trigger, Ok(()), effects);
         }
         let Some(run) = self.runs.get_mut(id) else { return };
         if let Some(token) = run.opened.take() {
@@ -185,7 +130,7 @@ impl State {
 
     /// A retry whose time has come, or a row that an earlier daemon left queued.
     pub(super) fn enter_lane(&mut self, id: &RunId) {
-        let Some(run) = self.runs.get_mut(id) else { return };
+        let Some(run) = self.runs.get_mut(id).filter(|run| run.phase == Phase::Delayed) else { return };
         if let Some(current) = self.registry.get(&run.handle).and_then(|a| a.manifest.clone()) {
             run.manifest = current;
         }
@@ -251,6 +196,7 @@ impl State {
         &mut self,
         now: EpochMs,
         id: &RunId,
+        app: &AppId,
         result: Result<(), Refusal>,
         effects: &mut Vec<Effect>,
     ) {
@@ -259,6 +205,8 @@ impl State {
             return;
         }
         if let Err(Refusal { message, passing }) = result {
+            // A ledger that it has left meanwhile knows nothing of it.
+            let passing = passing || *app != run.handle.app;
             let (handle, ended) = (run.handle.clone(), run.ended);
             effects.push(Effect::Notice(format!("{handle}: run {id} cannot be started: {message}")));
             // The row is still `queued`.
@@ -288,7 +236,7 @@ impl State {
 
     /// Cancels an open run. False when there is no such run.
     pub(super) fn cancel(&mut self, now: EpochMs, id: &RunId, why: ErrorCode, effects: &mut Vec<Effect>) -> bool {
-        let Some(run) = self.runs.get_mut(id) else { return false };
+        let Some(run) = self.runs.get_mut(id) else { return self.cancel_parked(now, id, why, effects) };
         if run.ending.is_some() {
             return true;
         }

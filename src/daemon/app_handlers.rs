@@ -15,8 +15,8 @@ use crate::tools::app::{HandlerCall, HandlerKind};
 use crate::tools::data_db::DataDb;
 
 impl Services {
-    /// Calls one of the tools over app folders for somebody who may see all apps, outside of any run. What a query or action
-    /// logs goes to the daemon's log. The result is JSON text.
+    /// Calls one of the tools over app folders for somebody who may see all apps, outside of any run. What a query or
+    /// action logs goes to the daemon's log. The result is JSON text.
     ///
     /// # Errors
     /// Those of the tools: see [`crate::tools`].

@@ -78,11 +78,11 @@ impl Performer {
             }
             Effect::SetWatermarks { app, marks } => {
                 let written = self.services.ledgers.raise_watermarks(&app, marks);
-                report(app, "watermarks", written);
+                self.noted(app, written);
             }
             Effect::DisarmTriggers { app, triggers } => {
                 let written = self.services.ledgers.disarm_triggers(&app, triggers);
-                report(app, "watermarks", written);
+                self.noted(app, written);
             }
             Effect::OpenRun { run, synced } => self.open(run, synced),
             Effect::StartRun { run, handle, at } => self.start(run, handle, at),
@@ -97,7 +97,12 @@ impl Performer {
             Effect::SweepHistory { handle, keep } => {
                 let at = self.now_ms();
                 let swept = self.services.ledgers.sweep(&handle.app, &handle.automation, keep, at);
-                report(handle.app, "sweep", swept);
+                // The next end, or the next hour, sweeps again.
+                tokio::spawn(async move {
+                    if let Err(error) = swept.await {
+                        tracing::warn!(%handle, %error, "its history could not be swept");
+                    }
+                });
             }
             Effect::Answer { token, answer } => self.services.door.answer(token, answer),
             Effect::Notice(text) => tracing::warn!("{text}"),
@@ -115,10 +120,7 @@ impl Performer {
                     }
                     Ok(Recovered { running: found.running, queued: found.queued, watermarks: found.watermarks })
                 }
-                Err(error) => {
-                    tracing::error!(%app, %error, "its ledger cannot be used");
-                    Err(refusal(&error))
-                }
+                Err(error) => Err(refusal(&error)),
             };
             door.send(Event::LedgerRecovered { app, result });
         });
@@ -146,6 +148,17 @@ impl Performer {
         });
     }
 
+    fn noted<F>(&self, app: AppId, written: F)
+    where
+        F: Future<Output = Result<(), LedgerError>> + Send + 'static,
+    {
+        let door = self.services.door.clone();
+        tokio::spawn(async move {
+            let result = written.await.map_err(|error| refusal(&error));
+            door.send(Event::TriggersNoted { app, result });
+        });
+    }
+
     fn start(&self, run: RunId, handle: Handle, at: i64) {
         let services = Arc::clone(&self.services);
         let pinned = Arc::clone(&self.pinned);
@@ -156,7 +169,8 @@ impl Performer {
             if started.is_ok() {
                 pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone(), code);
             }
-            services.door.send(Event::RunStarted { run, result: started.map_err(|error| refusal(&error)) });
+            let result = started.map_err(|error| refusal(&error));
+            services.door.send(Event::RunStarted { run, app: handle.app, result });
         });
     }
 
@@ -242,16 +256,4 @@ impl Opening {
 
 fn refusal(error: &LedgerError) -> Refusal {
     Refusal { message: error.to_string(), passing: error.is_unwritable() }
-}
-
-/// Waits for a write that nobody else waits for, and tells when it fails.
-fn report<F>(app: AppId, what: &'static str, write: F)
-where
-    F: Future<Output = Result<(), LedgerError>> + Send + 'static,
-{
-    tokio::spawn(async move {
-        if let Err(error) = write.await {
-            tracing::warn!(%app, %error, "{what} could not be written");
-        }
-    });
 }

@@ -47,6 +47,8 @@ use services::{Door, Input};
 /// Host processes may outnumber the slots by the parents that wait for children, a set of slots for each level
 /// (`core::admission`), and by the queries and actions that they call.
 const HOSTS_PER_SLOT: usize = crate::core::MAX_INVOKE_DEPTH as usize + 2;
+/// For runs that are started beyond that because nothing else runs.
+const SPARE_HOSTS: usize = 64;
 /// Ledgers that are open at once.
 const OPEN_LEDGERS: usize = 128;
 /// A ledger that nobody has used for this long is closed.
@@ -261,7 +263,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
     let pool = Pool::start(PoolConfig {
         program: options.program.clone(),
         warm: config.runs.warm_hosts,
-        max_hosts: slots * HOSTS_PER_SLOT + slots,
+        max_hosts: slots * HOSTS_PER_SLOT + slots + SPARE_HOSTS,
         limits: config.limits.for_hosts(),
     });
     Services {

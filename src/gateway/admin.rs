@@ -1,4 +1,5 @@
-//! The admin listener: the API and the dashboard, before which stands [`access`]. What no route answers is told here, as problem documents.
+//! The admin listener: the API and the dashboard, before which stands [`access`]. What no route answers is told here, as
+//! problem documents.
 
 use std::net::SocketAddr;
 
@@ -34,7 +35,8 @@ impl From<String> for Options {
     }
 }
 
-/// Serves the admin API on `listener` until `shutdown` resolves; requests that are under way are answered, and streams end.
+/// Serves the admin API on `listener` until `shutdown` resolves; requests that are under way are answered, and streams
+/// end.
 ///
 /// # Errors
 /// When the listener fails.

@@ -1,5 +1,5 @@
-//! Errors over HTTP: RFC 9457 problem documents with a stable `code`, and nothing internal in them: no path of the host, and
-//! no words of the libraries that this program is made of.
+//! Errors over HTTP: RFC 9457 problem documents with a stable `code`, and nothing internal in them: no path of the
+//! host, and no words of the libraries that this program is made of.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

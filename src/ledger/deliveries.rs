@@ -1,10 +1,10 @@
 //! Deliveries: which run took each, so that a sender who repeats one starts nothing and learns how the first went.
 //!
-//! A delivery is a post to a webhook that carries an id, or a "Run now" that carries an idempotency key. Its *slug* is the
-//! webhook's, or `run:` and the automation, which is no webhook's slug.
+//! A delivery is a post to a webhook that carries an id, or a "Run now" that carries an idempotency key. Its *slug* is
+//! the webhook's, or `run:` and the automation, which is no webhook's slug.
 //!
-//! Senders repeat a delivery for hours, so what is known of it must outlive the run's row, whatever retention does. It is
-//! dropped by its age alone, a few at a time, whenever a new one comes.
+//! Senders repeat a delivery for hours, so what is known of it must outlive the run's row, whatever retention does. It
+//! is dropped by its age alone, a few at a time, whenever a new one comes.
 
 use rusqlite::{Connection, params};
 use sha2::{Digest, Sha256};

@@ -174,8 +174,8 @@ impl Ledgers {
         self.command(app, Op::StartRun { run_id: run_id.clone(), at, handler_hash })
     }
 
-    /// Ends a run: its open nodes are closed as cancelled, the run that follows from it is written, all in one transaction.
-    /// Then, after the answer, retention is applied to its automation.
+    /// Ends a run: its open nodes are closed as cancelled, the run that follows from it is written, all in one
+    /// transaction. Then, after the answer, retention is applied to its automation.
     ///
     /// # Errors
     /// `IllegalTransition` for a run that has ended or a `next` that does not follow from it, `NoSuchRun`.

@@ -161,7 +161,12 @@ fn open_run(
         if mark.is_some_and(|mark| instant <= mark) || cron_fire_exists(conn, run, key, instant)? {
             return Ok(Opened::Duplicate);
         }
-        raise_watermark(conn, &(run.automation_id.clone(), key.to_owned(), instant))?;
+        // It does not arm: a trigger may have been disabled while its last fire was on its way here.
+        conn.prepare_cached(
+            "INSERT INTO trigger_watermarks (automation_id, trigger_key, scheduled_for) VALUES (?1, ?2, ?3) \
+             ON CONFLICT DO UPDATE SET scheduled_for = excluded.scheduled_for",
+        )?
+        .execute(params![run.automation_id.as_str(), key, instant])?;
     }
     if let Some(first) = deliveries::claim(conn, run, config.delivery_window_ms)? {
         return Ok(Opened::Redelivered(first));

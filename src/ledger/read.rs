@@ -5,7 +5,7 @@
 //! "Newest first" is by run id, which is by the time a run was made; a cursor is the id of the last run seen, and stays
 //! good when that row is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::fire::{AutomationId, EpochMs, RunId, RunStatus, TriggerOrigin};
 
 use super::error::LedgerError;
 use super::rows::{
-    LogRow, NodeOutline, NodeRow, RunRow, log_row, name, node_outline, node_row, run_columns, run_id, run_row, word,
+    LogRow, NodeOutline, NodeRow, RunRow, log_row, node_outline, node_row, run_columns, run_id, run_row, word,
 };
 use super::schema;
 
@@ -247,8 +247,8 @@ impl Reader {
         self.nodes_within(id, usize::MAX)
     }
 
-    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones are
-    /// shortened as if they had been too long to store.
+    /// As [`Self::nodes`]; but when the arguments and results together have more than `most` bytes, further long ones
+    /// are shortened as if they had been too long to store.
     pub fn nodes_within(&self, id: &RunId, most: usize) -> Result<Vec<NodeRow>, LedgerError> {
         let mut left = most;
         let mut nodes = Vec::new();
@@ -288,8 +288,8 @@ impl Reader {
         )
     }
 
-    /// The runs of this app that a run invoked, oldest first, without input and output. Those in other apps are in their
-    /// ledgers; the node's `child_run_id` names them.
+    /// The runs of this app that a run invoked, oldest first, without input and output. Those in other apps are in
+    /// their ledgers; the node's `child_run_id` names them.
     pub fn children(&self, id: &RunId) -> Result<Vec<RunRow>, LedgerError> {
         let sql =
             concat!("SELECT ", run_columns!("NULL, NULL"), " FROM runs r WHERE r.parent_run_id = ?1 ORDER BY r.run_id");
@@ -298,38 +298,40 @@ impl Reader {
 
     /// What the rows of each automation say together, or those of one; of the newest `recent`, each by itself.
     ///
-    /// Looks at every row's head once, in the order of the file: with a million rows, a second or so.
+    /// Looks at every row's head, in the order of the file, and at the newest of each automation through the index:
+    /// with a million rows, a second or so.
     pub fn history(
         &self,
         only: Option<&AutomationId>,
         recent: usize,
     ) -> Result<BTreeMap<AutomationId, History>, LedgerError> {
-        let columns = "SELECT automation_id, run_id, status, started_at, ended_at FROM runs";
-        let mut statement = match only {
-            Some(_) => self.conn.prepare_cached(&format!("{columns} WHERE automation_id = ?1"))?,
-            None => self.conn.prepare_cached(&format!("{columns} NOT INDEXED"))?,
+        let sql = match only {
+            Some(_) => "SELECT automation_id, status FROM runs WHERE automation_id = ?1",
+            None => "SELECT automation_id, status FROM runs NOT INDEXED",
         };
+        let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(rusqlite::params_from_iter(only.map(AutomationId::as_str)))?;
-        let mut found: BTreeMap<AutomationId, History> = BTreeMap::new();
+        let mut counted: HashMap<String, History> = HashMap::new();
         while let Some(row) = rows.next()? {
-            let automation = name(row, 0, AutomationId::new)?;
-            let status = word(row, 2, RunStatus::parse)?;
-            let history = match found.get_mut(&automation) {
-                Some(history) => history,
-                None => found.entry(automation).or_default(),
-            };
-            history.counts.total += 1;
-            history.counts.ok += u64::from(status == RunStatus::Ok);
-            history.counts.error += u64::from(status == RunStatus::Error);
-            history.open += u64::from(status.is_open());
-            let run_id = run_id(row, 1)?;
-            // Rows lie nearly in the order of their ids, so the place of one is near the front.
-            let place = history.recent.iter().position(|other| other.run_id < run_id).unwrap_or(history.recent.len());
-            if place < recent {
-                history.recent.truncate(recent - 1);
-                let run = RecentRun { run_id, status, started_at: row.get(3)?, ended_at: row.get(4)? };
-                history.recent.insert(place, run);
+            let automation = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+            let status = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
+            if !counted.contains_key(automation) {
+                counted.insert(automation.to_owned(), History::default());
             }
+            if let Some(history) = counted.get_mut(automation) {
+                history.count(status)?;
+            }
+        }
+        let mut found = BTreeMap::new();
+        for (text, mut history) in counted {
+            let automation = AutomationId::new(&text).map_err(|e| LedgerError::BadRow { what: e.to_string() })?;
+            history.recent = self.read(
+                "SELECT run_id, status, started_at, ended_at FROM runs WHERE automation_id = ?1 \
+                 ORDER BY run_id DESC LIMIT ?2",
+                params![text, i64::try_from(recent).unwrap_or(i64::MAX)],
+                recent_run,
+            )?;
+            found.insert(automation, history);
         }
         Ok(found)
     }
@@ -370,6 +372,28 @@ impl Reader {
         }
         Ok(found)
     }
+}
+
+impl History {
+    fn count(&mut self, status: &str) -> Result<(), LedgerError> {
+        let unknown = || LedgerError::BadRow { what: format!("unknown status {status:?}") };
+        let status = RunStatus::parse(status).ok_or_else(unknown)?;
+        self.counts.total += 1;
+        self.counts.ok += u64::from(status == RunStatus::Ok);
+        self.counts.error += u64::from(status == RunStatus::Error);
+        self.open += u64::from(status.is_open());
+        Ok(())
+    }
+}
+
+/// Reads `run_id, status, started_at, ended_at`.
+fn recent_run(row: &rusqlite::Row<'_>) -> Result<RecentRun, LedgerError> {
+    Ok(RecentRun {
+        run_id: run_id(row, 0)?,
+        status: word(row, 1, RunStatus::parse)?,
+        started_at: row.get(2)?,
+        ended_at: row.get(3)?,
+    })
 }
 
 fn read_only() -> OpenFlags {

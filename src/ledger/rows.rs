@@ -1,6 +1,6 @@
 //! The rows of a ledger as the rest of the program sees them: what is written ([`NewRun`], [`Close`], [`NewNode`],
-//! [`NodeClose`]) and what is read back ([`RunRow`], [`NodeRow`], [`NodeOutline`], [`LogRow`]). In what is written, a `…_json` is JSON
-//! text; in what is read, such a column is a [`JsonText`], which serializes as the value that it is.
+//! [`NodeClose`]) and what is read back ([`RunRow`], [`NodeRow`], [`NodeOutline`], [`LogRow`]). In what is written, a
+//! `…_json` is JSON text; in what is read, such a column is a [`JsonText`], which serializes as the value that it is.
 
 use serde::{Serialize, Serializer};
 
@@ -48,7 +48,8 @@ impl JsonText {
         self.0
     }
 
-    /// Puts the marker of a value that is too long in its place, if it has more bytes than this and the marker is shorter.
+    /// Puts the marker of a value that is too long in its place, if it has more bytes than this and the marker is
+    /// shorter.
     pub(super) fn shorten_to(&mut self, bytes: usize) {
         if self.0.len() > bytes && !self.is_truncated() {
             let marker = super::stored::marker(&self.0);

@@ -116,8 +116,8 @@ CREATE TABLE run_inputs (
 /// Step 3: a trigger that was disabled, edited away or removed is known as such after a restart, too.
 const ARMED: &str = "ALTER TABLE trigger_watermarks ADD COLUMN armed INTEGER NOT NULL DEFAULT 1;";
 
-/// Step 4: which run took each delivery (see `deliveries`), and how it ended: an answer that outlives the run's row. A run
-/// is found here when it ends, and what is old is dropped by its time.
+/// Step 4: which run took each delivery (see `deliveries`), and how it ended: an answer that outlives the run's row. A
+/// run is found here when it ends, and what is old is dropped by its time.
 const DELIVERIES: &str = "
 CREATE TABLE webhook_deliveries (
     slug        TEXT NOT NULL,

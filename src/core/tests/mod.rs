@@ -1,7 +1,9 @@
 //! The core against a virtual clock and a ledger that is a list.
 
 mod outages;
+mod races;
 mod runs;
+mod simulation;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -158,10 +160,12 @@ impl World {
                 }
                 Some(Event::RunOpened { run: id, result: Ok(recorded) })
             }
-            Effect::StartRun { run, .. } if self.broken => Some(Event::RunStarted { run, result: Err(refused()) }),
-            Effect::StartRun { run, .. } => {
+            Effect::StartRun { run, handle, .. } if self.broken => {
+                Some(Event::RunStarted { run, app: handle.app, result: Err(refused()) })
+            }
+            Effect::StartRun { run, handle, .. } => {
                 self.transition(&run, RunStatus::Running);
-                Some(Event::RunStarted { run, result: Ok(()) })
+                Some(Event::RunStarted { run, app: handle.app, result: Ok(()) })
             }
             Effect::Launch(spec) => {
                 assert_eq!(self.rows[&spec.run_id].status, RunStatus::Running, "its row says so before it runs");
@@ -189,6 +193,9 @@ impl World {
             Effect::Answer { token, answer } => {
                 self.answers.entry(token).or_default().push(answer);
                 None
+            }
+            Effect::SetWatermarks { app, .. } | Effect::DisarmTriggers { app, .. } if self.broken => {
+                Some(Event::TriggersNoted { app, result: Err(refused()) })
             }
             Effect::SetWatermarks { marks, .. } => {
                 for (id, key, at) in marks {

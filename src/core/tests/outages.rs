@@ -1,5 +1,6 @@
 //! What an earlier daemon left, what was missed, and ledgers that refuse.
 
+use super::races::folder;
 use super::*;
 
 const HOUR: i64 = 60 * MINUTE;
@@ -268,4 +269,30 @@ fn a_clock_that_goes_back_is_told() {
     world.now = START;
     world.event(Event::ClockChecked);
     assert!(world.notices.iter().any(|told| told.contains("went back")), "{:?}", world.notices);
+}
+
+#[test]
+fn a_new_name_that_is_seen_before_the_old_one_is_gone_is_no_copy() {
+    for is_copy in [false, true] {
+        let mut world = World::with(8, &[("x", "")]);
+        let run = world.manual("x", 1).unwrap();
+        let both = vec![folder("a", &[("x", "")]), folder("b", &[("x", "")])];
+        world.recovers = false;
+        world.event(Event::DiskChanged(DiskBatch { full: true, apps: both, root_problems: Vec::new() }));
+        world.recovers = true;
+        world.event(Event::LedgerRecovered { app: AppId::new("b").unwrap(), result: Ok(world.found()) });
+        assert!(world.ends.is_empty(), "nothing is decided yet");
+        if !is_copy {
+            world.disk_of("b", &[("x", "")]);
+        }
+        let before = world.ends.len();
+        world.advance(world.now + DOUBT_MS);
+        // The list that stands for all ledgers here is one: the copy's row is the row.
+        assert_eq!(world.ends.len() - before, usize::from(is_copy));
+        if !is_copy {
+            world.end(&run, None);
+            assert_eq!(world.ends[&run].status, RunStatus::Ok);
+            world.assert_quiet();
+        }
+    }
 }

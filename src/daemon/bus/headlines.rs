@@ -1,6 +1,6 @@
-//! What concerns whoever watches all runs: their beginnings and ends, and that the registry has changed. Numbered, and the
-//! newest few thousand kept, so that a listener that was away, or slow, gets exactly what it has not seen, or is told that
-//! this is no longer possible.
+//! What concerns whoever watches all runs: their beginnings and ends, and that the registry has changed. Numbered, and
+//! the newest few thousand kept, so that a listener that was away, or slow, gets exactly what it has not seen, or is
+//! told that this is no longer possible.
 //!
 //! Numbers begin at 1 with each life of the daemon; [`Headlines::boot`] tells those lives apart.
 

@@ -1,7 +1,7 @@
 //! How many fires there were, how they ended and how long they ran: figures since the start, for metrics.
 //!
-//! Counted where runs are told, so that a count and an event never disagree. It costs a look into a map of the open runs for
-//! each of the two or three events of a run; its calls and log lines are not looked at.
+//! Counted where runs are told, so that a count and an event never disagree. It costs a look into a map of the open
+//! runs for each of the two or three events of a run; its calls and log lines are not looked at.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::RunHappening;
 use crate::fire::{EpochMs, RunId, RunStatus, TriggerOrigin};
 
-/// Open runs whose origin and start are remembered. Beyond it, which only an app with a ledger that refuses every end comes
-/// near, a run is counted as one of unknown origin.
+/// Open runs whose origin and start are remembered. Beyond it, which only an app with a ledger that refuses every end
+/// comes near, a run is counted as one of unknown origin.
 const MAX_OPEN: usize = 100_000;
 
 /// Upper bounds of run durations, seconds: a trivial handler, a few calls, a model's turn, the longest timeout.

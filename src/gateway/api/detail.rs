@@ -13,8 +13,8 @@ use super::{Api, Reply, openapi};
 use crate::fire::{AppId, EpochMs, Handle, LogLevel, NodeKind, RunId};
 use crate::ledger::{JsonText, LogRow, NodeRow, Reader, RunRow};
 
-/// What the values of a run's calls may take up in one answer. A run of ten thousand calls with long values would fill the
-/// daemon's memory; a person reads far less. Beyond it values are shortened as those that are too long to store.
+/// What the values of a run's calls may take up in one answer. A run of ten thousand calls with long values would fill
+/// the daemon's memory; a person reads far less. Beyond it values are shortened as those that are too long to store.
 const VALUE_BYTES: usize = 64 * 1024 * 1024;
 
 /// A run with all that was recorded of it.

@@ -1,5 +1,5 @@
-//! What handlers take from a request. Whatever does not fit is refused with a problem document that says the rule and what
-//! was observed.
+//! What handlers take from a request. Whatever does not fit is refused with a problem document that says the rule and
+//! what was observed.
 
 use std::collections::BTreeMap;
 
@@ -163,8 +163,8 @@ impl FromQuery for NoParams {
     }
 }
 
-/// `Idempotency-Key`: the same key for the same automation is the same fire. A quoted one, as the draft of the header has
-/// it, is the same as without quotes.
+/// `Idempotency-Key`: the same key for the same automation is the same fire. A quoted one, as the draft of the header
+/// has it, is the same as without quotes.
 pub struct IdempotencyKey(pub Option<String>);
 
 impl FromRequestParts<Api> for IdempotencyKey {

@@ -1,9 +1,9 @@
 //! Run now, cancel and replay.
 //!
-//! A Run now may carry a key: the first with that key is the fire, and every further one within the window is told of it.
-//! Which run took a key stands in the app's ledger, written with the run's own row (`ledger::Delivery`). Here, posts that
-//! repeat each other only wait in line, so that the second finds what the first has written, whatever the automation's
-//! concurrency would say to a second fire.
+//! A Run now may carry a key: the first with that key is the fire, and every further one within the window is told of
+//! it. Which run took a key stands in the app's ledger, written with the run's own row (`ledger::Delivery`). Here,
+//! posts that repeat each other only wait in line, so that the second finds what the first has written, whatever the
+//! automation's concurrency would say to a second fire.
 
 use std::time::Duration;
 
@@ -101,8 +101,8 @@ impl FromQuery for Wait {
         (status = 200, description = "The run has ended.", body = Ended),
         (status = 202, description = "The run is queued or running.", body = Accepted),
         (status = 409, response = openapi::Conflict),
-        (status = 422, description = "`idempotency_key_reused`: the key was used with another input; `runId` names that \
-            run.", body = openapi::ProblemSchema, content_type = openapi::PROBLEM),
+        (status = 422, description = "`idempotency_key_reused`: the key was used with another input; `runId` names \
+            that run.", body = openapi::ProblemSchema, content_type = openapi::PROBLEM),
     )
 )]
 pub async fn run(

@@ -1,5 +1,5 @@
-//! Figures for Prometheus, in the OpenMetrics text form. What is counted is counted where it happens (`daemon::bus::tally`,
-//! the pool, the ledgers); what is a state is looked at when it is asked for.
+//! Figures for Prometheus, in the OpenMetrics text form. What is counted is counted where it happens
+//! (`daemon::bus::tally`, the pool, the ledgers); what is a state is looked at when it is asked for.
 
 use std::fmt;
 

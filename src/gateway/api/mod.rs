@@ -1,8 +1,8 @@
 //! The admin API. One file per resource; each handler carries its description, and [`openapi`] makes the document from
 //! them, so that what is served and what is described are the same list.
 //!
-//! Whatever reads ledgers does so on the blocking pool, a few at a time, whoever asks: a ledger that cannot be read is told
-//! of and hides no other. The daemon's loop is asked in small portions, however many automations there are.
+//! Whatever reads ledgers does so on the blocking pool, a few at a time, whoever asks: a ledger that cannot be read is
+//! told of and hides no other. The daemon's loop is asked in small portions, however many automations there are.
 
 mod automations;
 mod detail;
@@ -37,7 +37,8 @@ use crate::ledger::{LedgerError, Reader, RunRow};
 
 /// Requests that read ledgers at once. Each may hold one answer in memory; a disk gains nothing from more.
 const READERS: usize = 4;
-/// Streams of events at once: far more than people and programs on one machine open, and far less than a machine can hold.
+/// Streams of events at once: far more than people and programs on one machine open, and far less than a machine can
+/// hold.
 const STREAMS: usize = 256;
 /// Runs whose app is remembered, so that it need not be looked for.
 const KNOWN_RUNS: usize = 16 * 1024;
@@ -143,8 +144,9 @@ impl Api {
         reading.await.map_err(|error| ProblemDocument::internal(&error))
     }
 
-    /// Finds the app whose ledger holds a run, and reads from it. A ledger that cannot be read stops its own app only: the
-    /// run may stand in another one; when it stands in none of those that can be read, that is all that can be said.
+    /// Finds the app whose ledger holds a run, and reads from it. A ledger that cannot be read stops its own app only:
+    /// the run may stand in another one; when it stands in none of those that can be read, that is all that can be
+    /// said.
     async fn with_run<T: Send + 'static>(
         &self,
         run: RunId,

@@ -1,8 +1,8 @@
 //! The list of runs, newest first, over the ledgers of all apps.
 //!
-//! A run's id is by the time it was made, so a page is the newest ids below its cursor, merged from as many ledgers as are
-//! asked: one, when an app or an automation is named. What is recorded while somebody turns pages is newer than the first,
-//! and moves nothing. A cursor stays good when its run is gone.
+//! A run's id is by the time it was made, so a page is the newest ids below its cursor, merged from as many ledgers as
+//! are asked: one, when an app or an automation is named. What is recorded while somebody turns pages is newer than the
+//! first, and moves nothing. A cursor stays good when its run is gone.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -20,7 +20,8 @@ pub struct Problems {
 /// Says that the process is there. Needs no access.
 #[utoipa::path(
     get, path = "/healthz", operation_id = "healthz", tag = openapi::STATUS, security(()),
-    responses((status = 200, description = "It is there.", body = String, content_type = "text/plain", example = "ok\n"))
+    responses((status = 200, description = "It is there.", body = String, content_type = "text/plain",
+        example = "ok\n"))
 )]
 pub async fn healthz() -> &'static str {
     "ok\n"
@@ -33,8 +34,8 @@ pub async fn healthz() -> &'static str {
         example = "ready\n"))
 )]
 pub async fn readyz(State(api): State<Api>, Params(_): Params<NoParams>) -> Reply<&'static str> {
-    // Asked of the door that fires come in by. This one is never let in, since nobody invokes it; but a daemon that stops
-    // says so first.
+    // Asked of the door that fires come in by. This one is never let in, since nobody invokes it; but a daemon that
+    // stops says so first.
     let nobody = "00000000-0000-0000-0000-000000000000";
     let (Ok(app), Ok(automation), Ok(parent)) = (AppId::new("0"), AutomationId::new("_"), RunId::new(nobody)) else {
         return Err(ProblemDocument::internal(&"fixed names break their grammar"));

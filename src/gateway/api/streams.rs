@@ -1,12 +1,13 @@
 //! Server-sent events: of one run, of all runs, and of the tables of an app's data.
 //!
-//! - **One run**: first what its ledger holds, then what happens, until its end. Each event's id says what was told, so a
-//!   client that comes back with the last one gets exactly the rest, also from a daemon that was started since.
-//! - **All runs**: `opened`, `started` and `ended` of every run, and `registry` when the automations have changed, from now
-//!   on. An id names the life of the daemon and a number; whoever comes back in the same life gets exactly what it has not
-//!   seen. When that cannot be had any more (the daemon was restarted, or some thousand events have gone by), one event
-//!   `reset` says so, and the stream goes on from that moment: a client that loads its lists again then has missed nothing.
-//!   A replay from the ledgers could not promise that, since ends are not recorded in the order of their times.
+//! - **One run**: first what its ledger holds, then what happens, until its end. Each event's id says what was told, so
+//!   a client that comes back with the last one gets exactly the rest, also from a daemon that was started since.
+//! - **All runs**: `opened`, `started` and `ended` of every run, and `registry` when the automations have changed, from
+//!   now on. An id names the life of the daemon and a number; whoever comes back in the same life gets exactly what it
+//!   has not seen. When that cannot be had any more (the daemon was restarted, or some thousand events have gone by),
+//!   one event `reset` says so, and the stream goes on from that moment: a client that loads its lists again then has
+//!   missed nothing. A replay from the ledgers could not promise that, since ends are not recorded in the order of
+//!   their times.
 //! - **Tables**: one `change` for each table that an action announced. There is nothing to come back to: a client reads
 //!   the table. A client that was too slow is told by `reset` that it may have missed some.
 //!
@@ -38,8 +39,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Streams what happened to a run so far, then what happens, until its end.
 ///
-/// `data` is a `RunEvent`. The id of each event says what was told up to it; with it as `Last-Event-ID`, exactly the rest
-/// follows. When the end was told already, the answer is 204, which tells an `EventSource` not to come back.
+/// `data` is a `RunEvent`. The id of each event says what was told up to it; with it as `Last-Event-ID`, exactly the
+/// rest follows. When the end was told already, the answer is 204, which tells an `EventSource` not to come back.
 #[utoipa::path(
     get, path = "/v1/runs/{runId}/events", operation_id = "streamRun", tag = openapi::EVENTS,
     params(
@@ -49,7 +50,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
             description = "The id of the last event that was seen."),
     ),
     responses(
-        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent, content_type = "text/event-stream"),
+        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent,
+            content_type = "text/event-stream"),
         (status = 204, description = "All was told up to `Last-Event-ID`."),
     )
 )]
@@ -78,8 +80,8 @@ pub async fn run_events(
 
 /// Streams the beginnings and ends of all runs, and changes of the registry.
 ///
-/// Events are `opened`, `started` and `ended`, whose data is a `RunEvent`, `registry` with `{}`, and `reset` with `{}`: what
-/// happened between the `Last-Event-ID` and now cannot be told any more, so load again what you show. Without a
+/// Events are `opened`, `started` and `ended`, whose data is a `RunEvent`, `registry` with `{}`, and `reset` with `{}`:
+/// what happened between the `Last-Event-ID` and now cannot be told any more, so load again what you show. Without a
 /// `Last-Event-ID` the stream begins now.
 #[utoipa::path(
     get, path = "/v1/events", operation_id = "streamAll", tag = openapi::EVENTS,
@@ -88,7 +90,8 @@ pub async fn run_events(
             description = "The id of the last event that was seen."),
     ),
     responses(
-        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent, content_type = "text/event-stream"),
+        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent,
+            content_type = "text/event-stream"),
     )
 )]
 pub async fn events(
@@ -114,7 +117,8 @@ pub async fn events(
     get, path = "/centraid/{app}/_changes", operation_id = "streamChanges", tag = openapi::TOOLS,
     params(("app" = AppId, Path, example = "bookshelf")),
     responses(
-        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent, content_type = "text/event-stream"),
+        (status = 200, description = "Server-sent events.", body = openapi::ServerSentEvent,
+            content_type = "text/event-stream"),
     )
 )]
 pub async fn changes(State(api): State<Api>, App(app): App, Params(_): Params<NoParams>) -> Reply<Response> {

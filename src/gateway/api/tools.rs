@@ -80,8 +80,8 @@ pub async fn catalog(State(api): State<Api>, Params(_): Params<NoParams>) -> Jso
 
 /// Calls a tool. The body is its arguments.
 ///
-/// A tool that is unknown, or an app, query or action that is, is 404; arguments that do not fit are 400; a handler that
-/// fails is 500. Each of them is told in the same shape.
+/// A tool that is unknown, or an app, query or action that is, is 404; arguments that do not fit are 400; a handler
+/// that fails is 500. Each of them is told in the same shape.
 #[utoipa::path(
     post, path = "/centraid/_tool/{name}", operation_id = "callTool", tag = openapi::TOOLS,
     params(("name" = openapi::ToolName, Path, example = "centraid_describe")),

@@ -1,9 +1,10 @@
-//! What of a run a listener has been told, small enough to travel as the id of every event. A listener that comes back with
-//! one gets exactly the rest, also from another daemon: the id leans on nothing but the run's rows.
+//! What of a run a listener has been told, small enough to travel as the id of every event. A listener that comes back
+//! with one gets exactly the rest, also from another daemon: the id leans on nothing but the run's rows.
 //!
-//! The text form is `<heads>.<logs>.<nodes>.<closed>`, decimal: which of the run's own events were told (1 opened, 2 started,
-//! 4 ended), how many log lines and nodes (they are told in the order of their numbers), and the nodes whose end was told, as
-//! `0+7_9_12+1`: where a row of them begins, and how many more follow. Nodes end in any order, but at most a few hundred are under way at once, so there are as few gaps.
+//! The text form is `<heads>.<logs>.<nodes>.<closed>`, decimal: which of the run's own events were told (1 opened, 2
+//! started, 4 ended), how many log lines and nodes (they are told in the order of their numbers), and the nodes whose
+//! end was told, as `0+7_9_12+1`: where a row of them begins, and how many more follow. Nodes end in any order, but at
+//! most a few hundred are under way at once, so there are as few gaps.
 
 use std::fmt;
 use std::str::FromStr;

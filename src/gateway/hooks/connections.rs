@@ -8,8 +8,9 @@
 //! who trickle or have been idle for a while. Only where strangers are few, because it is known callers who crowd, the
 //! post that has waited longest for its run is answered now; its run goes on.
 //!
-//! A client that is answered before it has sent its body would lose the answer to a reset; so a connection is closed in
-//! two steps, ours first, and what still comes is thrown away for a moment.
+//! A client that is answered before its body was read is told that the connection ends with that; and it would lose the
+//! answer to a reset, so the connection is closed in two steps, ours first, and what still comes is thrown away for a
+//! moment.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,7 +36,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 /// What a head may take; of a body as much is held at once.
 const BUFFER_BYTES: usize = 32 * 1024;
 /// For so long, and so many bytes, what a client still sends is thrown away after its answer.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1024 * 1024;
 /// A stranger's head or body has this time before it may be sent away: most good ones need a hundredth of it.
 const FRESH: Duration = Duration::from_millis(250);
@@ -105,6 +106,8 @@ pub struct Slot {
     /// It was sent away, or hurried.
     told: AtomicBool,
     known: AtomicBool,
+    /// There is more of the request's body than was read.
+    unread: AtomicBool,
 }
 
 impl Slot {
@@ -115,6 +118,7 @@ impl Slot {
             hurry: Notify::new(),
             told: AtomicBool::new(false),
             known: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
         }
     }
 
@@ -191,7 +195,7 @@ impl Table {
 /// run any more.
 pub async fn serve<F, A>(listener: TcpListener, bounds: Bounds, mut shutdown: watch::Receiver<bool>, answer: F)
 where
-    F: Fn(Request<Incoming>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
+    F: Fn(Request<Tracked>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let table = Arc::new(Table::default());
@@ -267,16 +271,17 @@ async fn converse<F, A>(
     mut shutdown: watch::Receiver<bool>,
     answer: F,
 ) where
-    F: Fn(Request<Incoming>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
+    F: Fn(Request<Tracked>, Arc<Slot>) -> A + Clone + Send + Sync + 'static,
     A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         slot.enter(Phase::Working);
+        let request = request.map(|body| Tracked::new(body, slot));
         let (answer, slot) = (answer.clone(), Arc::clone(slot));
         Box::pin(async move {
             let mut response = answer(request, Arc::clone(&slot)).await;
             slot.enter(Phase::Idle);
-            if slot.told.load(Ordering::Relaxed) {
+            if slot.told.load(Ordering::Relaxed) || slot.unread.load(Ordering::Relaxed) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -339,6 +344,40 @@ async fn linger(io: &mut Watched) {
         && read < left
     {
         left -= read;
+    }
+}
+
+/// A request's body, which tells its slot whether it was read whole.
+pub struct Tracked {
+    body: Incoming,
+    slot: Arc<Slot>,
+}
+
+impl Tracked {
+    fn new(body: Incoming, slot: &Arc<Slot>) -> Self {
+        slot.unread.store(!body.is_end_stream(), Ordering::Relaxed);
+        Self { body, slot: Arc::clone(slot) }
+    }
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.slot.unread.store(false, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

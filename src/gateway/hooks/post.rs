@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderMap, Method, Request};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use secrecy::ExposeSecret;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -23,7 +23,7 @@ use crate::fire::{AppId, EpochMs, RunId, RunStatus, TriggerInfo, TriggerOrigin};
 use crate::ledger::Delivery;
 
 use super::answer::{Answer, NotRun};
-use super::connections::{Phase, Slot};
+use super::connections::{Phase, Slot, Tracked};
 use super::deliveries::{Turns, delivery_id};
 use super::payload::{self, Unread, input_of};
 use super::rate::RateLimit;
@@ -71,7 +71,7 @@ impl Hooks {
         Self { daemon, settings, body_time, rate, turns: Turns::default(), warned_at: AtomicI64::new(i64::MIN) }
     }
 
-    pub async fn answer(self: Arc<Self>, request: Request<Incoming>, slot: Arc<Slot>) -> Answer {
+    pub async fn answer(self: Arc<Self>, request: Request<Tracked>, slot: Arc<Slot>) -> Answer {
         let path = request.uri().path();
         if path == HEALTH {
             return match *request.method() {
@@ -90,7 +90,7 @@ impl Hooks {
         self.post(slug, request, &slot).await.unwrap_or_else(|answer| answer)
     }
 
-    async fn post(self: Arc<Self>, slug: String, request: Request<Incoming>, slot: &Slot) -> Result<Answer, Answer> {
+    async fn post(self: Arc<Self>, slug: String, request: Request<Tracked>, slot: &Slot) -> Result<Answer, Answer> {
         let (parts, body) = request.into_parts();
         let Some(route) = self.daemon.services().hook_routes.get(&slug) else {
             // As much work as for one that there is.
@@ -144,7 +144,7 @@ impl Hooks {
         })
     }
 
-    async fn read(&self, body: Incoming, slot: &Slot) -> Result<Bytes, Answer> {
+    async fn read(&self, body: Tracked, slot: &Slot) -> Result<Bytes, Answer> {
         let most = self.settings.body_bytes;
         slot.enter(Phase::Body);
         let read = tokio::time::timeout(self.body_time, payload::read(body, most)).await;

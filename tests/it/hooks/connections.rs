@@ -136,6 +136,7 @@ async fn lengths_that_lie_change_nothing() {
         let mut stream = say(address, &text).await;
         let told = rest(&mut stream).await;
         assert!(told.starts_with(if secret == SECRET { "HTTP/1.1 413" } else { "HTTP/1.1 401" }), "{told:?}");
+        assert!(told.contains("connection: close"), "so that nothing more is sent on it: {told:?}");
     }
     // One connection, many posts, also ones sent ahead of their answers.
     let both = format!(
