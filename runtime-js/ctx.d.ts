@@ -25,7 +25,7 @@ export type JsonObject = { [key: string]: Json };
 /** The default export of `handler.js`. */
 export type Handler<Input = any, Output = any> = (
   args: HandlerArgs<Input>,
-) => HandlerResult<Output> | void | unknown | Promise<HandlerResult<Output> | void | unknown>;
+) => HandlerResult<Output> | void | Promise<HandlerResult<Output> | void>;
 
 export interface HandlerArgs<Input = any> {
   ctx: Ctx<Input>;
@@ -37,7 +37,7 @@ export interface HandlerArgs<Input = any> {
   input: Input;
 }
 
-/** Anything else may be returned too; then the run is `ok` and nothing of it is recorded. */
+/** Both are optional, and so is the whole: a handler that returns nothing has done well, too. */
 export interface HandlerResult<Output = any> {
   /** One line for the run list; cut at 4 KiB. */
   summary?: string;
@@ -48,13 +48,28 @@ export interface HandlerResult<Output = any> {
 /** Frozen. Reading a member that is not listed here throws. */
 export interface Ctx<Input = any> {
   /**
+   * Runs a query of an app: `queries/<query>.js`. Resolves to what it returns.
+   *
+   * @throws {CallError} `UNKNOWN_APP`, `UNKNOWN_QUERY`, `INVALID_INPUT`, `HANDLER_ERROR`, `tool_not_allowed`, …
+   */
+  tool<Result = any>(name: 'centraid_read', args: ReadArgs): Promise<Result>;
+  /**
+   * Runs an action of an app: `actions/<action>.js`. Resolves to what it returns: its `body`, and its `status` when it
+   * gives one.
+   *
+   * @throws {CallError} `UNKNOWN_APP`, `UNKNOWN_ACTION`, `INVALID_INPUT`, `HANDLER_ERROR`, `tool_not_allowed`, …
+   */
+  tool<Result = ActionResult>(name: 'centraid_write', args: WriteArgs): Promise<Result>;
+  /** What apps offer, with schemas; without `app`, a summary of all apps that this automation may reach. */
+  tool<Result = any>(name: 'centraid_describe', args?: DescribeArgs): Promise<Result>;
+  /**
    * Calls one tool and resolves to its result.
    *
    * Calls made in one tick run concurrently: `await Promise.all([ctx.tool(…), ctx.tool(…)])`. Nothing is retried for
    * you: use `try`/`catch`. Await each call, as all of `ctx`: one that is pending when the handler settles is
    * cancelled.
    *
-   * @param name `centraid_describe`, `centraid_read`, `centraid_write`, or `<server>.<tool>` of an MCP server.
+   * @param name `<server>.<tool>` of an MCP server that the manifest's `requires` allows.
    * @param args A JSON object; leaving it out is `{}`.
    * @throws {CallError} The tool's own error, `tool_not_allowed`, an unknown tool, …
    */
@@ -94,6 +109,28 @@ export interface Ctx<Input = any> {
 
   /** The same as the handler's `log`. */
   readonly log: Log;
+}
+
+export interface ReadArgs {
+  /** An app's id; the automation's own app when left out. Others stand in the manifest's `apps`. */
+  app?: string;
+  query: string;
+  /** Validated against the query's schema. */
+  input?: object;
+}
+
+export interface WriteArgs {
+  /** An app's id; the automation's own app when left out. Others stand in the manifest's `apps`. */
+  app?: string;
+  action: string;
+  /** Validated against the action's schema. */
+  input?: object;
+}
+
+export interface DescribeArgs {
+  app?: string;
+  query?: string;
+  action?: string;
 }
 
 export interface Log {
@@ -163,6 +200,25 @@ export interface Run {
     readonly missed?: number;
     /** The delivery id that a webhook came with. */
     readonly deliveryId?: string;
+  };
+}
+
+/** The `input` of an automation that another one names as `onFailure`. */
+export interface FailureInput {
+  failedRun: {
+    runId: string;
+    automationId: string;
+    appId: string;
+    /** The message; the stack follows on further lines. */
+    error: string | null;
+    /** Such as `handler_threw`, `timeout` or `output_schema`. */
+    errorCode: string | null;
+    triggerOrigin: Run['trigger']['origin'];
+    /** Epoch milliseconds. */
+    startedAt: number | null;
+    endedAt: number | null;
+    /** What the failed run was given. */
+    input: any;
   };
 }
 

@@ -6,11 +6,13 @@
 //!
 //! Layers, and imports go down only:
 //!
-//! - edges: [`cli`], [`gateway`], and [`overview`], the one shape that both of them list;
+//! - edges: [`cli`], [`gateway`], [`overview`], the one shape that both of them list, and [`inspect`], which judges
+//!   handlers without running them;
 //! - [`daemon`]: one loop that performs what the core decides;
 //! - adapters: [`watch`], [`ledger`], [`isolate`], [`tools`], [`models`], [`clock`], [`config`], and [`edit`], which changes
 //!   manifests on disk;
-//! - [`core`]: the functional core, which decides everything and does nothing;
+//! - [`core`]: the functional core, which decides everything and does nothing; and [`handler_check`], which reads a
+//!   handler's text;
 //! - [`fire`]: the words that all of them share.
 //!
 //! One fire: the core admits it and asks for its row ([`core::Effect::OpenRun`]); the ledger commits it; the core
@@ -27,6 +29,8 @@ pub mod daemon;
 pub mod edit;
 pub mod fire;
 pub mod gateway;
+pub mod handler_check;
+pub mod inspect;
 pub mod isolate;
 pub mod ledger;
 pub mod models;

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `serve` | `serve` |
 //! | `run`, `follow` | `run`, `replay`, and the telling of a run |
-//! | `list`, `validate`, `ctx_members`, `next` | what is on disk |
+//! | `list`, `validate`, `next` | what is on disk |
 //! | `runs`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
@@ -20,7 +20,6 @@
 
 mod cancel;
 mod client;
-mod ctx_members;
 mod dashboard;
 mod failure;
 mod follow;

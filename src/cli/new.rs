@@ -1,5 +1,10 @@
 //! `new`: scaffolds an automation. It starts disabled: what a scaffold does is not yet what a person asked for. A
 //! webhook is declared as pending; minting its credentials is a step of its own.
+//!
+//! Editors complete and check both files at once, without a network: the manifest names its JSON Schema and the handler
+//! its types by relative paths. The types stand in `<app>/automations/ctx.d.ts` and travel with the app. The schema
+//! stands in `<root>/.dirigent`, because a `.json` file among the automations would be taken for one of the old shape;
+//! it is brought up to date by each `new`.
 
 use std::path::Path;
 
@@ -13,9 +18,15 @@ use crate::cli::times::rfc3339;
 use crate::clock::Clock;
 use crate::core::cron::CronSchedule;
 use crate::core::manifest;
+use crate::daemon::home;
 use crate::fire::Handle;
 use crate::isolate::CTX_TYPES;
 use crate::watch::write_atomic;
+
+/// In `<root>/.dirigent`.
+const SCHEMA_FILE: &str = "automation.schema.json";
+/// What the manifest says of it, from `<root>/<app>/automations/<id>`.
+const SCHEMA_REFERENCE: &str = "../../../.dirigent/automation.schema.json";
 
 /// Named by the `agent` template; any provider and model may stand in its place.
 const TEMPLATE_MODEL: &str = "anthropic/claude-sonnet-4-5";
@@ -97,12 +108,17 @@ pub fn new(place: &Place, args: &NewArgs) -> Outcome {
     if !types.exists() {
         write_atomic(&types, CTX_TYPES.as_bytes()).map_err(in_dir)?;
     }
+    let schema =
+        home::make_dir(&place.root).map_err(|error| Failure::failed("io", error.to_string()))?.join(SCHEMA_FILE);
+    let text =
+        serde_json::to_string_pretty(&manifest::json_schema()).map_err(|e| Failure::failed("json", e.to_string()))?;
+    write_atomic(&schema, (text + "\n").as_bytes()).map_err(in_dir)?;
     // The manifest comes last, so that a watcher never sees it without its handler.
     write_atomic(&dir.join("handler.js"), args.template.handler().as_bytes()).map_err(in_dir)?;
     write_atomic(&dir.join("automation.json"), manifest.as_bytes()).map_err(in_dir)?;
 
     if place.json {
-        let files = [dir.join("automation.json"), dir.join("handler.js"), types];
+        let files = [dir.join("automation.json"), dir.join("handler.js"), types, schema];
         document(&json!({ "handle": handle, "enabled": false, "files": files }))?;
         return Ok(exit::FINE);
     }
@@ -157,6 +173,7 @@ fn manifest_text(handle: &Handle, args: &NewArgs) -> Result<String, Failure> {
     }
     let mut manifest = Map::new();
     let mut put = |name: &str, value: Value| manifest.insert(name.to_owned(), value);
+    put("$schema", json!(SCHEMA_REFERENCE));
     put("name", json!(title(handle.automation.as_str())));
     put("version", json!("0.1.0"));
     put("prompt", json!(args.template.prompt()));
@@ -224,7 +241,10 @@ mod tests {
             assert_eq!(manifest.triggers.len(), 2);
             assert!(std::fs::read_to_string(dir.join("handler.js")).unwrap().contains("export default async"));
         }
-        assert!(root.path().join("auto.new/automations/ctx.d.ts").is_file());
+        let automations = root.path().join("auto.new/automations");
+        assert!(automations.join("ctx.d.ts").is_file());
+        let schema = std::fs::read(automations.join("minimal").join(SCHEMA_REFERENCE)).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&schema).unwrap(), manifest::json_schema());
         assert_eq!(place.handles().len(), 4, "the types beside them are no automation");
     }
 

@@ -12,16 +12,21 @@ use crate::isolate::CTX_TYPES;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  dirigent types > auto.mail/automations/ctx.d.ts")]
+  dirigent types > auto.mail/automations/ctx.d.ts
+
+A handler refers to it in a comment before its export:
+  /** @type {import('../ctx').Handler} */")]
 pub struct TypesArgs {}
 
 /// Prints the JSON Schema of automation.json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  dirigent schema > automation.schema.json
+  dirigent schema > .dirigent/automation.schema.json
 
-Point an editor at it with `\"$schema\"` in automation.json, or by its file-name settings.")]
+A manifest refers to it, for editors:
+  \"$schema\": \"../../../.dirigent/automation.schema.json\"
+`dirigent new` writes both.")]
 pub struct SchemaArgs {}
 
 /// Prints a shell's completion script.

@@ -1,14 +1,12 @@
 //! `validate`: every problem of manifests and handlers, with its place and a hint. Manifests are parsed as the daemon
-//! parses them; handlers are compiled, not run, in a host process.
+//! parses them; handlers, queries and actions are read and compiled, not run, in host processes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::cli::ctx_members::unknown_members;
 use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::{GOOD, count, document, line, problem};
 use crate::cli::place::{Place, absolute};
@@ -17,10 +15,12 @@ use crate::core::disk::HandlerFile;
 use crate::core::manifest::{self, MAX_HANDLER_BYTES, MAX_MANIFEST_BYTES};
 use crate::core::registry::Registry;
 use crate::fire::{AppId, Handle, Problem};
-use crate::isolate::{self, Job, JobEvent, JobKind, Outcome as JobOutcome, Pool, PoolConfig};
+use crate::handler_check::Contract;
+use crate::inspect::{Subject, inspect};
+use crate::isolate::{self, Pool, PoolConfig};
 use crate::watch;
 
-/// Hosts that compile side by side: it takes a few milliseconds each.
+/// Hosts that read side by side: it takes a few milliseconds each.
 const HOSTS: usize = 2;
 
 /// Shows all problems of manifests and handlers.
@@ -32,7 +32,7 @@ Examples:
   dirigent validate auto.mail/automations/digest      one automation
   dirigent validate draft/automation.json draft/handler.js
 
-Handlers are compiled, not run. Exit code 1 when any problem is an error.")]
+Handlers, queries and actions are read, not run. Exit code 1 when any problem is an error.")]
 pub struct ValidateArgs {
     /// Manifests, handlers, automation folders, app folders, or a root [default: the root]
     paths: Vec<PathBuf>,
@@ -49,18 +49,11 @@ enum Target {
     Handler(PathBuf),
 }
 
-/// A handler that is to be compiled.
-struct Source {
-    /// What messages show.
-    path: String,
-    script_name: String,
-    bytes: Vec<u8>,
-}
-
 #[derive(Default)]
 struct Found {
     problems: Vec<Problem>,
-    handlers: Vec<Source>,
+    /// With the paths that messages show.
+    handlers: Vec<(String, Subject)>,
     automations: usize,
 }
 
@@ -76,7 +69,7 @@ pub async fn validate(place: &Place, args: ValidateArgs) -> Outcome {
         .await
         .map_err(|error| Failure::failed("validate", error.to_string()))??;
     let handlers = std::mem::take(&mut found.handlers);
-    found.problems.extend(compile(handlers).await?);
+    found.problems.extend(judge(handlers).await?);
     found.problems.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
     // Two paths may lead to one file.
     found.problems.dedup();
@@ -128,6 +121,8 @@ fn target(place: &Place, given: &Path) -> Result<Target, Failure> {
     let has = |name: &str| path.join(name).exists();
     let target = if name_of(path.parent()) == "automations" || has("automation.json") || has("handler.js") {
         automation_target(&path)
+    } else if matches!(name_of(Some(&path)), "queries" | "actions") && !has("automations") {
+        tools_target(&path, None)
     } else if name_of(Some(&path)) == "automations" {
         path.parent().and_then(app_target)
     } else if has("automations") || has("app.json") || has("index.html") {
@@ -147,6 +142,11 @@ fn file_target(path: &Path) -> Result<Target, Failure> {
     if let Some(target) = folder.and_then(automation_target) {
         return Ok(target);
     }
+    let tools =
+        path.parent().filter(|parent| name.ends_with(".js") && matches!(name_of(Some(parent)), "queries" | "actions"));
+    if let Some(target) = tools.and_then(|folder| tools_target(folder, Some(name))) {
+        return Ok(target);
+    }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("json") => Ok(Target::Manifest(path.to_owned())),
         Some("js" | "mjs") => Ok(Target::Handler(path.to_owned())),
@@ -160,6 +160,13 @@ fn automation_target(dir: &Path) -> Option<Target> {
     let automations = dir.parent().filter(|parent| name_of(Some(parent)) == "automations")?;
     let app = automations.parent()?;
     Some(under(app.parent()?, &[name_of(Some(app)), "automations", name_of(Some(dir))]))
+}
+
+/// `<root>/<app>/queries` and `<root>/<app>/actions`, or one file there; `None` where no app folder is around it.
+fn tools_target(folder: &Path, file: Option<&str>) -> Option<Target> {
+    let app = folder.parent().filter(|app| app.join("app.json").exists() || app.join("automations").exists())?;
+    let below: Vec<&str> = [name_of(Some(app)), name_of(Some(folder))].into_iter().chain(file).collect();
+    Some(under(app.parent()?, &below))
 }
 
 fn app_target(dir: &Path) -> Option<Target> {
@@ -189,7 +196,13 @@ fn gather(targets: Vec<Target>) -> Result<Found, Failure> {
             }
             Target::Handler(path) => {
                 let (bytes, shown) = read_loose(&path, MAX_HANDLER_BYTES)?;
-                found.handlers.push(Source { script_name: name_of(Some(&path)).to_owned(), path: shown, bytes });
+                let contract = match name_of(path.parent()) {
+                    "queries" => Contract::Query,
+                    "actions" => Contract::Action,
+                    _ => Contract::Automation,
+                };
+                let script_name = name_of(Some(&path)).to_owned();
+                found.handlers.push((shown, Subject { script_name, bytes, contract, owner: None }));
             }
         }
     }
@@ -223,12 +236,53 @@ fn gather_root(root: &Path, below: &[String], found: &mut Found) {
             continue;
         }
         match watch::read_handler(app_dir, id) {
-            Ok(bytes) => found.handlers.push(Source {
-                path: format!("{folder}/handler.js"),
-                script_name: format!("{}/handler.js", automation.handle),
-                bytes,
-            }),
+            Ok(bytes) => {
+                let subject = Subject {
+                    script_name: format!("{}/handler.js", automation.handle),
+                    bytes,
+                    contract: Contract::Automation,
+                    owner: automation.manifest.clone().filter(|_| automation.valid).map(|it| (app.clone(), it)),
+                };
+                found.handlers.push((format!("{folder}/handler.js"), subject));
+            }
             Err(problem) => found.problems.push(problem),
+        }
+    }
+    for (app, folder) in registry.apps() {
+        for (name, contract) in [("queries", Contract::Query), ("actions", Contract::Action)] {
+            gather_tools(app, &folder.dir, name, contract, &asked, found);
+        }
+    }
+}
+
+/// The queries, or the actions, of one app.
+fn gather_tools(
+    app: &AppId,
+    app_dir: &Path,
+    folder: &str,
+    contract: Contract,
+    asked: &dyn Fn(&str) -> bool,
+    found: &mut Found,
+) {
+    let shown = format!("{app}/{folder}");
+    let names = match watch::list_app_dir(app_dir, Path::new(folder)) {
+        Ok(names) => names,
+        Err(problem) => {
+            found.problems.extend(Some(problem.in_path(shown.as_str())).filter(|_| asked(&shown)));
+            return;
+        }
+    };
+    for name in names.into_iter().filter(|name| name.ends_with(".js")) {
+        let path = format!("{shown}/{name}");
+        if !asked(&path) {
+            continue;
+        }
+        match watch::read_app_file(app_dir, &Path::new(folder).join(&name), MAX_HANDLER_BYTES) {
+            Ok(bytes) => {
+                let subject = Subject { script_name: path.clone(), bytes, contract, owner: None };
+                found.handlers.push((path, subject));
+            }
+            Err(problem) => found.problems.push(problem.in_path(path)),
         }
     }
 }
@@ -252,107 +306,29 @@ fn read_loose(path: &Path, max_bytes: usize) -> Result<(Vec<u8>, String), Failur
     }
 }
 
-async fn compile(sources: Vec<Source>) -> Result<Vec<Problem>, Failure> {
-    if sources.is_empty() {
+async fn judge(subjects: Vec<(String, Subject)>) -> Result<Vec<Problem>, Failure> {
+    if subjects.is_empty() {
         return Ok(Vec::new());
     }
-    let hosts = HOSTS.min(sources.len());
+    let hosts = HOSTS.min(subjects.len());
     let pool = Pool::start(PoolConfig {
         program: isolate::own_program(),
         warm: hosts,
         max_hosts: hosts,
         ..PoolConfig::default()
     });
-    let checked: Vec<Result<Vec<Problem>, Failure>> =
-        futures::stream::iter(sources).map(|source| check(&pool, source)).buffered(hosts).collect().await;
+    let one = async |(path, subject): (String, Subject)| match inspect(&pool, subject).await {
+        Ok(problems) => Ok(problems.into_iter().map(|problem| problem.in_path(path.clone())).collect()),
+        Err(error) => Err(Failure::failed("no_host", format!("handlers cannot be checked: {error}"))),
+    };
+    let judged: Vec<Result<Vec<Problem>, Failure>> =
+        futures::stream::iter(subjects).map(one).buffered(hosts).collect().await;
     pool.shutdown().await;
     let mut problems = Vec::new();
-    for found in checked {
+    for found in judged {
         problems.extend(found?);
     }
     Ok(problems)
-}
-
-async fn check(pool: &Pool, source: Source) -> Result<Vec<Problem>, Failure> {
-    let Source { path, script_name, bytes } = source;
-    let text = match String::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let at = error.utf8_error().valid_up_to();
-            let problem = Problem::error("not_utf8", "", format!("a handler must be UTF-8; byte {at} is not"));
-            return Ok(vec![problem.in_path(path)]);
-        }
-    };
-    let source: Arc<str> = Arc::from(text);
-    let job = Job {
-        script_name: script_name.clone(),
-        source: Arc::clone(&source),
-        source_sha256: String::new(),
-        kind: JobKind::Check,
-        input_json: None,
-        cpu_ms: None,
-    };
-    let mut job = pool
-        .run(job)
-        .await
-        .map_err(|error| Failure::failed("no_host", format!("handlers cannot be checked: {error}")))?;
-    let mut outcome = None;
-    while let Some(event) = job.events.recv().await {
-        if let JobEvent::Ended(end) = event {
-            outcome = Some(end.outcome);
-            break;
-        }
-    }
-    let mut problems = match outcome {
-        Some(JobOutcome::Failed { code, message, .. }) => {
-            vec![load_problem(code.as_str(), &message, &script_name, &source)]
-        }
-        Some(_) => Vec::new(),
-        None => vec![Problem::error("crashed", "", "the process that compiled it went away")],
-    };
-    // With a syntax error in it, what the words mean is anybody's guess.
-    if problems.is_empty() {
-        problems = unknown_members(&source);
-    }
-    Ok(problems.into_iter().map(|problem| problem.in_path(path.clone())).collect())
-}
-
-/// A failure to load as a problem with its place, which its message carries as the first line of a stack.
-fn load_problem(code: &str, message: &str, script_name: &str, source: &str) -> Problem {
-    let told = message.lines().next().unwrap_or_default();
-    let problem = Problem::error(code, "", told);
-    let problem = if code == "no_default_export" {
-        problem.with_hint("write `export default async ({ ctx, log, input }) => { … }`")
-    } else {
-        problem
-    };
-    match place_in(message, script_name) {
-        Some((line, units)) => problem.at(line, column_of(source, line, units)),
-        None => problem,
-    }
-}
-
-/// `…<script>:<line>:<column>…`, both 1-based.
-fn place_in(message: &str, script_name: &str) -> Option<(u32, u32)> {
-    let (_, rest) = message.split_once(&format!("{script_name}:"))?;
-    let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
-    let line = numbers.next()?.parse().ok().filter(|line| *line > 0)?;
-    Some((line, numbers.next()?.parse().ok()?))
-}
-
-/// V8 counts UTF-16 units; everything here counts characters.
-fn column_of(source: &str, line: u32, units: u32) -> u32 {
-    let text = source.lines().nth(line as usize - 1).unwrap_or_default();
-    let mut left = units.saturating_sub(1) as usize;
-    let before = text
-        .chars()
-        .take_while(|c| {
-            let fits = left >= c.len_utf16();
-            left = left.saturating_sub(c.len_utf16());
-            fits
-        })
-        .count();
-    u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 #[cfg(test)]
@@ -398,16 +374,5 @@ mod tests {
         ] {
             assert_eq!(is_below(path, below), is, "{path} below {below}");
         }
-    }
-
-    #[test]
-    fn a_compiler_message_gives_place_and_words() {
-        let message = "SyntaxError: Unexpected token ')'\n    at a/x/handler.js:2:7";
-        let problem = load_problem("handler_load", message, "a/x/handler.js", "one\n💥 = )\n");
-        assert_eq!(problem.message, "SyntaxError: Unexpected token ')'");
-        assert_eq!((problem.line, problem.column), (Some(2), Some(6)), "the explosion is two units and one character");
-        let missing = load_problem("no_default_export", "the module has no default export", "a/x/handler.js", "");
-        assert!(missing.line.is_none() && missing.hint.is_some());
-        assert_eq!(place_in("at a/x/handler.js:0:1", "a/x/handler.js"), None);
     }
 }

@@ -133,7 +133,11 @@ impl Drop for Lock {
     }
 }
 
-fn make_dir(root: &Path) -> Result<PathBuf, HomeError> {
+/// `<root>/.dirigent`, made when there is none; for its owner alone.
+///
+/// # Errors
+/// [`HomeError::Io`].
+pub fn make_dir(root: &Path) -> Result<PathBuf, HomeError> {
     let dir = root.join(DIR);
     std::fs::create_dir_all(&dir).map_err(io_error(&dir))?;
     #[cfg(unix)]

@@ -128,9 +128,10 @@ fn load_error(scope: &v8::PinnedRef<'_, v8::TryCatch<v8::HandleScope>>, script_n
     };
     let text = message.get(scope).to_rust_string_lossy(scope);
     let text = text.strip_prefix("Uncaught ").unwrap_or(&text);
-    let line = message.get_line_number(scope).unwrap_or(0);
-    let column = message.get_start_column() + 1;
-    Outcome::failed(ErrorCode::HandlerLoad, format!("{text}\n    at {script_name}:{line}:{column}"))
+    // A text that nests too deep has no place: its column is -1.
+    let place = message.get_line_number(scope).zip(message.get_start_column().checked_add(1));
+    let place = place.map(|(line, column)| format!("\n    at {script_name}:{line}:{column}"));
+    Outcome::failed(ErrorCode::HandlerLoad, text.to_owned() + &place.unwrap_or_default())
 }
 
 /// Whether the linked module exports `default`, without running any of it.

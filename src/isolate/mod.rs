@@ -54,6 +54,7 @@ pub use pool::{Pool, PoolError, PoolStats};
 pub use process::{JobControl, RunningJob};
 
 use crate::fire::{CtxCall, ErrorCode, LogLine};
+use crate::handler_check::Contract;
 
 /// The hidden first argument that makes this program a host.
 pub const HOST_ARG: &str = "__host";
@@ -168,6 +169,9 @@ pub enum JobKind {
     Action { app: String, name: String },
     /// Compile only: nothing is evaluated. [`Outcome::Returned`] when it would load and has a default export.
     Check,
+    /// Read only: V8 never sees the text. [`Outcome::Returned`] is the [`Study`](crate::handler_check::Study) as JSON.
+    /// A text that nests too deep for its reader ends the host.
+    Study { contract: Contract },
 }
 
 /// What a run tells the daemon, in order.

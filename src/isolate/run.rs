@@ -25,6 +25,7 @@ use super::wire::ToHost;
 use super::{Job, JobKind, Limits, Outcome};
 use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::fire::ErrorCode;
+use crate::handler_check;
 
 /// Lines of a stack that a failure's message carries.
 const MAX_STACK_LINES: usize = 20;
@@ -125,6 +126,10 @@ impl Turn<'_> {
         job: &Job,
         cache: &mut CodeCache,
     ) -> Result<Outcome, Stopped> {
+        if let JobKind::Study { contract } = job.kind {
+            let study = serde_json::to_string(&handler_check::study(&job.source, contract));
+            return Ok(Outcome::Returned { value_json: study.ok() });
+        }
         let module = loader::load(scope, job, cache)?;
         if matches!(job.kind, JobKind::Check) {
             return if loader::has_default_export(scope, module) {
@@ -188,7 +193,7 @@ impl Turn<'_> {
             JobKind::Automation { run_json } => (&self.entries.automation, run_json.as_str(), None),
             JobKind::Query { app, name } => (&self.entries.query, app.as_str(), Some(name.as_str())),
             JobKind::Action { app, name } => (&self.entries.action, app.as_str(), Some(name.as_str())),
-            JobKind::Check => return Ok(vec![]),
+            JobKind::Check | JobKind::Study { .. } => return Ok(vec![]),
         };
         let texts = [Some(first), second].into_iter().flatten().map(Some).chain([job.input_json.as_deref()]);
         let mut given: Vec<v8::Local<v8::Value>> = Vec::new();

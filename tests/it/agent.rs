@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{Root, run};
 
 /// A model that answers with what it is told to, and remembers what it was asked.
-async fn model(answers: Vec<Value>) -> (String, Arc<Mutex<Vec<Value>>>) {
+pub async fn model(answers: Vec<Value>) -> (String, Arc<Mutex<Vec<Value>>>) {
     let asked: Arc<Mutex<Vec<Value>>> = Arc::default();
     let answers = Arc::new(Mutex::new(answers.into_iter()));
     let seen = Arc::clone(&asked);

@@ -6,6 +6,7 @@
 
 /** @type {import('../ctx').Handler} */
 export default async ({ ctx, log, input }) => {
+  /** @type {string[]} */
   const handles = input?.handles ?? [];
   if (handles.length === 0) throw new Error('name the automations to run: {"handles": ["<id>", "<app>/<id>"]}');
 

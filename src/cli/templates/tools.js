@@ -8,6 +8,7 @@
 export default async ({ ctx, log, input }) => {
   const app = ctx.run.appId;
   const offered = await ctx.tool('centraid_describe', { app });
+  /** @param {{ name: string }[]} entries */
   const names = (entries) => entries.map((entry) => entry.name);
   log.info('the app offers', { queries: names(offered.queries), actions: names(offered.actions) });
 

@@ -25,6 +25,8 @@ mod position;
 mod report;
 mod rewrite;
 mod schema;
+#[cfg(test)]
+mod schema_tests;
 mod subschema;
 mod triggers;
 

@@ -1,8 +1,15 @@
 //! The JSON Schema of `automation.json`, for editors and for the models that write manifests.
 //!
-//! It accepts what [`fn@super::parse`] accepts, so far as JSON Schema can say it. Beyond it are: whether a cron text means
-//! something, whether a time zone exists, whether a webhook's `filter` compiles (its references and patterns), the
-//! size limit, and all that is only a warning.
+//! It accepts what [`fn@super::parse`] accepts and refuses what that refuses, so far as JSON Schema can say it. Beyond
+//! it are:
+//!
+//! - whether a cron text of five fields means something, and ever matches;
+//! - whether a time zone exists;
+//! - whether a webhook's `filter` compiles: its patterns, its references, another draft;
+//! - what is wrong with the text before it is JSON: its size, its encoding, its depth;
+//! - all that is only a warning: fields that nobody knows, names that stand twice, `max` with a mode that has none.
+//!
+//! `schema_tests.rs` compares the two, and lists the first three again.
 
 use serde_json::{Value, json};
 

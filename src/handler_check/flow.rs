@@ -1,0 +1,394 @@
+//! Where the objects of the contract go in one handler: which variable, which expression holds which of them.
+//!
+//! A variable is known when it is written once, where it is declared, and the value there is known. A parameter of a
+//! function of the handler's own is known when every use of the function is a call of it, and all calls give the same.
+//! Facts only grow, round by round, until nothing is new.
+
+use std::collections::HashMap;
+
+use oxc_ast::AstKind;
+use oxc_ast::ast::{
+    Argument, AssignmentTarget, BindingPattern, CallExpression, ChainElement, Expression, FormalParameters,
+    ObjectExpression, ObjectPattern, ObjectPropertyKind, PropertyKind,
+};
+use oxc_semantic::{AstNode, NodeId, Semantic, SymbolId};
+use oxc_syntax::operator::LogicalOperator;
+
+use super::Contract;
+use super::export::Handler;
+use super::shapes::{self, Kind, Outcome, TX, Value};
+
+/// Rounds after which facts may stay unknown: each carries them one function further.
+const MAX_ROUNDS: usize = 20;
+
+/// Links of one chain of members and calls that are followed.
+const MAX_LINKS: usize = 30;
+
+pub struct Flow<'s, 'a> {
+    pub semantic: &'s Semantic<'a>,
+    values: HashMap<SymbolId, Value>,
+    /// Variables that hold one text for ever.
+    texts: HashMap<SymbolId, &'a str>,
+    /// What is taken apart by which pattern.
+    pub taken_apart: Vec<(&'a BindingPattern<'a>, Value)>,
+    /// Some statement writes to `….ctx` or the like, so the argument of the handler may not be what it was.
+    arguments_change: bool,
+}
+
+/// What one call tells of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Told {
+    Value(Value),
+    /// It hands on what it was given itself.
+    Same,
+}
+
+type Bound = HashMap<SymbolId, Told>;
+
+impl<'s, 'a> Flow<'s, 'a> {
+    pub fn of(semantic: &'s Semantic<'a>, handler: Option<Handler<'a>>, contract: Contract) -> Self {
+        let mut flow = Self {
+            semantic,
+            values: HashMap::new(),
+            texts: HashMap::new(),
+            taken_apart: Vec::new(),
+            arguments_change: false,
+        };
+        let functions = flow.gather(contract);
+        for _ in 0..MAX_ROUNDS {
+            let known = flow.values.len();
+            flow.taken_apart.clear();
+            flow.round(handler, contract, &functions);
+            if flow.values.len() == known {
+                break;
+            }
+        }
+        flow
+    }
+
+    /// What an expression holds, when that is an object of the contract.
+    pub fn value(&self, expression: &Expression<'a>) -> Option<Value> {
+        self.value_within(expression, MAX_LINKS)
+    }
+
+    fn value_within(&self, expression: &Expression<'a>, links: usize) -> Option<Value> {
+        let links = links.checked_sub(1)?;
+        match expression {
+            Expression::Identifier(identifier) => {
+                self.values.get(&self.symbol(identifier.reference_id.get()?)?).copied()
+            }
+            Expression::StaticMemberExpression(member) => {
+                self.member(self.value_within(&member.object, links)?, member.property.name.as_str())
+            }
+            Expression::ComputedMemberExpression(member) => {
+                self.member(self.value_within(&member.object, links)?, self.text(&member.expression)?)
+            }
+            Expression::CallExpression(call) => self.called(call, links),
+            Expression::ChainExpression(chain) => match &chain.expression {
+                ChainElement::CallExpression(call) => self.called(call, links),
+                ChainElement::StaticMemberExpression(member) => {
+                    self.member(self.value_within(&member.object, links)?, member.property.name.as_str())
+                }
+                _ => None,
+            },
+            // What the contract gives is never null.
+            Expression::LogicalExpression(either) if either.operator != LogicalOperator::And => {
+                self.value_within(&either.left, links).filter(|value| *value != Value::Other)
+            }
+            _ => None,
+        }
+    }
+
+    fn called(&self, call: &CallExpression<'a>, links: usize) -> Option<Value> {
+        match self.value_within(&call.callee, links)? {
+            Value::Function(function) => function.result(),
+            _ => None,
+        }
+    }
+
+    fn member(&self, of: Value, name: &str) -> Option<Value> {
+        match of {
+            Value::Object(shape) if self.arguments_change && !shape.is_closed && shape.code == "unknown_argument" => {
+                None
+            }
+            Value::Object(shape) => shape.member(name),
+            _ => None,
+        }
+    }
+
+    /// The text that an expression stands for, when it is written down.
+    pub fn text(&self, expression: &Expression<'a>) -> Option<&'a str> {
+        match expression {
+            Expression::StringLiteral(literal) => Some(literal.value.as_str()),
+            Expression::TemplateLiteral(template) => template.single_quasi().map(|text| text.as_str()),
+            Expression::Identifier(identifier) => {
+                self.texts.get(&self.symbol(identifier.reference_id.get()?)?).copied()
+            }
+            _ => None,
+        }
+    }
+
+    /// The text of the argument `name` of an object literal, when nothing after it may change it.
+    pub fn text_member(&self, object: &ObjectExpression<'a>, name: &str) -> Option<&'a str> {
+        let mut text = None;
+        for property in &object.properties {
+            match property {
+                ObjectPropertyKind::SpreadProperty(_) => text = None,
+                ObjectPropertyKind::ObjectProperty(property) => match property.key.static_name() {
+                    Some(key) if key == name => text = self.text(&property.value),
+                    Some(_) => {}
+                    None => text = None,
+                },
+            }
+        }
+        text
+    }
+
+    pub fn symbol(&self, reference: oxc_semantic::ReferenceId) -> Option<SymbolId> {
+        self.semantic.scoping().get_reference(reference).symbol_id()
+    }
+
+    /// Where a variable is read.
+    pub fn uses(&self, symbol: SymbolId) -> impl Iterator<Item = &AstNode<'a>> {
+        let nodes = self.semantic.nodes();
+        self.semantic.scoping().get_resolved_references(symbol).map(|reference| nodes.get_node(reference.node_id()))
+    }
+
+    pub fn parent(&self, node: NodeId) -> AstKind<'a> {
+        self.semantic.nodes().parent_kind(node)
+    }
+
+    /// Written where it is declared, and nowhere else.
+    pub fn is_constant(&self, symbol: SymbolId) -> bool {
+        let scoping = self.semantic.scoping();
+        !scoping.symbol_is_mutated(symbol) && scoping.symbol_redeclarations(symbol).is_empty()
+    }
+
+    /// Texts, whether arguments change, and the functions that can be followed with their calls.
+    fn gather(&mut self, contract: Contract) -> Vec<Followed<'a>> {
+        let given = shapes::arguments(contract).names();
+        let mut functions: Vec<(SymbolId, &'a FormalParameters<'a>)> = Vec::new();
+        for node in self.semantic.nodes().iter() {
+            match node.kind() {
+                AstKind::VariableDeclarator(declarator) => {
+                    let BindingPattern::BindingIdentifier(name) = &declarator.id else { continue };
+                    let (Some(symbol), Some(init)) = (name.symbol_id.get(), &declarator.init) else { continue };
+                    if !self.is_constant(symbol) {
+                        continue;
+                    }
+                    match init {
+                        Expression::StringLiteral(literal) => {
+                            self.texts.insert(symbol, literal.value.as_str());
+                        }
+                        Expression::ArrowFunctionExpression(arrow) => functions.push((symbol, &arrow.params)),
+                        // By a name of its own it could be called from within.
+                        Expression::FunctionExpression(function) if function.id.is_none() => {
+                            functions.push((symbol, &function.params));
+                        }
+                        _ => {}
+                    }
+                }
+                AstKind::Function(function) if function.is_declaration() => {
+                    let symbol = function.id.as_ref().and_then(|id| id.symbol_id.get());
+                    if let Some(symbol) = symbol.filter(|symbol| self.is_constant(*symbol)) {
+                        functions.push((symbol, &function.params));
+                    }
+                }
+                AstKind::AssignmentExpression(assignment) => {
+                    self.arguments_change |= match &assignment.left {
+                        AssignmentTarget::StaticMemberExpression(member) => {
+                            given.contains(&member.property.name.as_str())
+                        }
+                        _ => false,
+                    };
+                }
+                _ => {}
+            }
+        }
+        functions
+            .into_iter()
+            .filter_map(|(symbol, parameters)| {
+                let calls: Option<Vec<_>> = self.uses(symbol).map(|node| self.call_of(node)).collect();
+                Some(Followed { parameters, calls: calls?.into_iter().collect() })
+            })
+            .collect()
+    }
+
+    /// The call that calls what stands at `node`.
+    fn call_of(&self, node: &AstNode<'a>) -> Option<&'a CallExpression<'a>> {
+        match (node.kind(), self.parent(node.id())) {
+            (AstKind::IdentifierReference(name), AstKind::CallExpression(call)) => match &call.callee {
+                Expression::Identifier(callee) if callee.reference_id == name.reference_id => Some(call),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn round(&mut self, handler: Option<Handler<'a>>, contract: Contract, functions: &[Followed<'a>]) {
+        if let Some(first) = handler.and_then(|handler| handler.parameters.items.first()) {
+            let mut bound = Bound::new();
+            self.bind(&first.pattern, Value::Object(shapes::arguments(contract)), &mut bound);
+            self.keep(bound);
+        }
+        let semantic = self.semantic;
+        for node in semantic.nodes().iter() {
+            match node.kind() {
+                AstKind::VariableDeclarator(declarator) => {
+                    if let Some(init) = &declarator.init {
+                        let mut bound = Bound::new();
+                        self.bind_expression(&declarator.id, init, &mut bound);
+                        self.keep(bound);
+                    }
+                }
+                AstKind::CallExpression(call) => self.enter_transaction(call),
+                _ => {}
+            }
+        }
+        for function in functions {
+            self.enter(function);
+        }
+    }
+
+    /// `db.transaction(async (tx) => …)`
+    fn enter_transaction(&mut self, call: &'a CallExpression<'a>) {
+        let parameters = match call.arguments.first() {
+            Some(Argument::ArrowFunctionExpression(arrow)) => &arrow.params,
+            Some(Argument::FunctionExpression(function)) if function.id.is_none() => &function.params,
+            _ => return,
+        };
+        let is_transaction = matches!(
+            self.value(&call.callee),
+            Some(Value::Function(function)) if function.kind == Kind::Transaction
+        );
+        if let Some(first) = parameters.items.first().filter(|_| is_transaction) {
+            let mut bound = Bound::new();
+            self.bind(&first.pattern, Value::Object(&TX), &mut bound);
+            self.keep(bound);
+        }
+    }
+
+    fn enter(&mut self, function: &Followed<'a>) {
+        for (index, parameter) in function.parameters.items.iter().enumerate() {
+            let mut agreed: Option<Bound> = None;
+            for call in &function.calls {
+                let mut bound = Bound::new();
+                let before = call.arguments.iter().take(index + 1);
+                let is_plain = before.clone().count() > index && !before.into_iter().any(Argument::is_spread);
+                if is_plain && let Some(given) = call.arguments.get(index).and_then(Argument::as_expression) {
+                    self.bind_expression(&parameter.pattern, given, &mut bound);
+                }
+                agreed = Some(match agreed {
+                    None => bound,
+                    Some(known) => both(&known, &bound),
+                });
+            }
+            self.keep(agreed.unwrap_or_default());
+        }
+    }
+
+    fn keep(&mut self, bound: Bound) {
+        for (symbol, told) in bound {
+            if let Told::Value(value) = told {
+                self.values.entry(symbol).or_insert(value);
+            }
+        }
+    }
+
+    fn bind_expression(&mut self, pattern: &'a BindingPattern<'a>, given: &Expression<'a>, bound: &mut Bound) {
+        match (pattern, given) {
+            (BindingPattern::AssignmentPattern(with_default), _) if self.value(given).is_some() => {
+                self.bind_expression(&with_default.left, given, bound);
+            }
+            (BindingPattern::ObjectPattern(pattern), Expression::ObjectExpression(object)) => {
+                self.bind_members(pattern, object, bound);
+            }
+            (BindingPattern::BindingIdentifier(name), Expression::Identifier(identifier))
+                if name.symbol_id.get().is_some()
+                    && identifier.reference_id.get().and_then(|it| self.symbol(it)) == name.symbol_id.get() =>
+            {
+                bound.extend(name.symbol_id.get().map(|symbol| (symbol, Told::Same)));
+            }
+            _ => {
+                if let Some(value) = self.value(given) {
+                    self.bind(pattern, value, bound);
+                }
+            }
+        }
+    }
+
+    /// `({ ctx, n: count })` given `{ ctx, n: 5 }`, member by member.
+    fn bind_members(&mut self, pattern: &'a ObjectPattern<'a>, object: &ObjectExpression<'a>, bound: &mut Bound) {
+        let mut members: HashMap<String, &Expression<'a>> = HashMap::new();
+        for property in &object.properties {
+            let ObjectPropertyKind::ObjectProperty(property) = property else { return };
+            match property.key.static_name() {
+                Some(name) if property.kind == PropertyKind::Init && name != "__proto__" => {
+                    members.insert(name.into_owned(), &property.value);
+                }
+                _ => return,
+            }
+        }
+        for property in &pattern.properties {
+            if let Some(given) = property.key.static_name().and_then(|name| members.get(&*name)) {
+                self.bind_expression(&property.value, given, bound);
+            }
+        }
+    }
+
+    fn bind(&mut self, pattern: &'a BindingPattern<'a>, value: Value, bound: &mut Bound) {
+        match pattern {
+            BindingPattern::BindingIdentifier(name) => {
+                if let Some(symbol) = name.symbol_id.get().filter(|symbol| self.is_constant(*symbol)) {
+                    bound.insert(symbol, Told::Value(value));
+                }
+            }
+            // The value is there, so the default is not used.
+            BindingPattern::AssignmentPattern(with_default) if value != Value::Other => {
+                self.bind(&with_default.left, value, bound);
+            }
+            BindingPattern::ObjectPattern(object) => {
+                self.taken_apart.push((pattern, value));
+                for property in &object.properties {
+                    let member = match value {
+                        Value::Object(shape) => property.key.static_name().and_then(|name| shape.member(&name)),
+                        _ => None,
+                    };
+                    if let Some(member) = member {
+                        self.bind(&property.value, member, bound);
+                    }
+                }
+            }
+            BindingPattern::ArrayPattern(_) => self.taken_apart.push((pattern, value)),
+            BindingPattern::AssignmentPattern(_) => {}
+        }
+    }
+}
+
+/// A function of the handler's own, all of whose uses are calls.
+struct Followed<'a> {
+    parameters: &'a FormalParameters<'a>,
+    calls: Vec<&'a CallExpression<'a>>,
+}
+
+/// What two calls agree on.
+fn both(one: &Bound, other: &Bound) -> Bound {
+    let mut agreed = Bound::new();
+    for (symbol, told) in one {
+        match (told, other.get(symbol)) {
+            (Told::Same, Some(told)) | (told, Some(Told::Same)) => {
+                agreed.insert(*symbol, *told);
+            }
+            (told, Some(also)) if told == also => {
+                agreed.insert(*symbol, *told);
+            }
+            _ => {}
+        }
+    }
+    agreed
+}
+
+/// Whether a promise is lost when nobody awaits it.
+pub fn is_cancelled(value: Value) -> bool {
+    matches!(value, Value::Promise(function) if function.result == Outcome::Cancelled)
+}

@@ -1,0 +1,312 @@
+use super::*;
+
+fn found(source: &str, contract: Contract) -> Vec<String> {
+    let line = |problem: &Problem| {
+        let (line, column) = (problem.line.unwrap_or(0), problem.column.unwrap_or(0));
+        let mark = if problem.is_error() { "" } else { "?" };
+        format!("{line}:{column} {mark}{} {}", problem.code, problem.message)
+    };
+    study(source, contract).problems.iter().map(line).collect()
+}
+
+/// Each expected text is the beginning of what is found, in order; nothing else may be found.
+#[track_caller]
+fn check(source: &str, contract: Contract, expected: &[&str]) {
+    let found = found(source, contract);
+    let agrees = found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| a.starts_with(b));
+    assert!(agrees, "{source}\nfound: {found:#?}\nexpected: {expected:#?}");
+}
+
+/// The body of a handler on its second line.
+fn body(text: &str) -> String {
+    format!("export default async ({{ ctx, log, input }}) => {{\n{text}\n}};\n")
+}
+
+#[test]
+fn members_that_are_not_there() {
+    for (text, expected) in [
+        ("await ctx.tool('a.b', {})", &[][..]),
+        ("await ctx.tools('a')", &["2:11 unknown_ctx_member ctx.tools does not exist"]),
+        ("ctx\n  .nope()", &["3:4 unknown_ctx_member ctx.nope"]),
+        ("ctx.state.put('a', 1)", &["2:11 unknown_ctx_member ctx.state.put"]),
+        ("ctx?.state?.gett?.('a')", &["2:13 unknown_ctx_member ctx.state.gett"]),
+        ("ctx['nope']; ctx[`nope2`]; ctx[input]", &["2:5 unknown_ctx_member ctx.nope", "2:18 unknown_ctx_member"]),
+        ("const key = 'nope'; return ctx[key]", &["2:32 unknown_ctx_member ctx.nope"]),
+        ("const { tool, tol } = ctx; await tool('a.b')", &["2:15 unknown_ctx_member ctx.tol"]),
+        ("const { state: { gett: read } } = ctx", &["2:18 unknown_ctx_member ctx.state.gett"]),
+        ("const { tol = 1 } = ctx", &["2:9 unknown_ctx_member"]),
+        ("const c = ctx; const s = c.state; return s.nope", &["2:44 unknown_ctx_member ctx.state.nope"]),
+        ("let c = ctx; c = input; return c.nope", &[]),
+        ("var c = ctx; var c = input; return c.nope", &[]),
+        ("for (const c of [ctx]) c.nope", &[]),
+        ("{ const ctx = input; ctx.nope }", &[]),
+        ("input.map((ctx) => ctx.nope)", &[]),
+        ("return ((ctx)).nope", &["2:16 unknown_ctx_member"]),
+        ("return (ctx ?? input).nope", &["2:23 unknown_ctx_member"]),
+        ("return (input ? ctx : input).nope", &[]),
+        ("if ('fetch' in ctx) return ctx.fetch('x')", &[]),
+        ("return ctx.toString() + ctx.hasOwnProperty('x') + ctx.then", &[]),
+        ("return [ctx.run.id, ctx.input.any, ctx.abortSignal.aborted, ctx.run.trigger.missed]", &[]),
+        ("return ctx.run.runId", &["2:16 ?unknown_ctx_member ctx.run.runId does not exist; it is undefined"]),
+        ("return ctx.run.trigger.kind", &["2:24 ?unknown_ctx_member ctx.run.trigger.kind"]),
+        ("log.debug('x')", &["2:5 unknown_log_member log.debug does not exist"]),
+        ("log.level; ctx.log.trace('x')", &["2:5 ?unknown_log_member", "2:20 unknown_log_member log.trace"]),
+        ("ctx.state('x'); ctx.run()", &["2:1 not_a_function ctx.state is no", "2:17 not_a_function ctx.run is no"]),
+        ("ctx.state = {}; ctx.run.id = 'x'", &["2:5 read_only ctx.state cannot", "2:25 read_only ctx.run.id cannot"]),
+        ("await ctx.invoke('a b'); await ctx.invoke('a/b'); await ctx.invoke('b')", &["2:18 not_a_handle \"a b\""]),
+        ("// ctx.nope\n/* ctx.nope */ return 'ctx.nope' + /ctx.nope/.source + `ctx.nope`", &[]),
+        ("return `${ `${ctx.nope}` } ctx.nope`", &["2:19 unknown_ctx_member"]),
+        ("/* äö💥 */ ctx.nope", &["2:15 unknown_ctx_member"]),
+        ("my.ctx.nope; this.ctx.nope", &["2:1 ?absent_global `my`"]),
+        ("class A { #ctx = 1; get() { return this.#ctx.nope } }", &[]),
+    ] {
+        check(&body(text), Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn objects_are_followed_into_functions_of_the_handlers_own() {
+    for (source, expected) in [
+        ("export default ({ ctx: { tol } }) => tol", &["1:26 unknown_ctx_member ctx.tol"][..]),
+        ("export default ({ ctx: c }) => c.nope", &["1:34 unknown_ctx_member"]),
+        ("export default ({ ctx } = {}) => ctx.nope", &["1:38 unknown_ctx_member"]),
+        ("export default (args) => args.ctx.nope", &["1:35 unknown_ctx_member"]),
+        ("export default (args) => { const { ctx } = args; ctx.nope }", &["1:54 unknown_ctx_member"]),
+        ("export default (args) => { args.ctx = {}; args.ctx.nope }", &[]),
+        ("export default function ({ ctx }) { ctx.nope }", &["1:41 unknown_ctx_member"]),
+        ("export default function run({ ctx }) { ctx.nope }", &["1:44 unknown_ctx_member"]),
+        ("export default function run({ ctx }) { ctx.nope; run({ ctx: {} }) }", &[]),
+        ("const run = ({ ctx }) => ctx.nope;\nexport default run;", &["1:30 unknown_ctx_member"]),
+        ("async function run({ ctx }) { ctx.nope }\nexport { run as default };", &["1:35 unknown_ctx_member"]),
+        ("export default wrap(({ ctx }) => ctx.nope);\nfunction wrap(f) { return f }", &[]),
+        ("export default ({ ctx }) => f(ctx);\nfunction f(c) { c.nope }", &["2:19 unknown_ctx_member"]),
+        ("export default ({ ctx }) => { f(ctx); f(ctx) };\nconst f = (c) => c.nope", &["2:20 unknown_ctx_member"]),
+        ("export default ({ ctx }) => { f(ctx); f({}) };\nconst f = (c) => c.nope", &[]),
+        ("export default ({ ctx }) => { f(ctx); [1].map(f) };\nconst f = (c) => c.nope", &[]),
+        ("export default ({ ctx }) => { f(...ctx) };\nconst f = (c) => c.nope", &[]),
+        (
+            "export default ({ ctx }) => f(1, ctx);\nfunction f(n, c) { c.nope; g(c) }\nfunction g(c) { c.gone }",
+            &["2:22 unknown_ctx_member", "3:19 unknown_ctx_member"],
+        ),
+        ("export default ({ ctx }) => f({ ctx, n: 1 });\nfunction f({ ctx, n }) { ctx.nope }", &["2:30 unknown"]),
+        ("export default ({ ctx }) => f({ ...ctx, ctx });\nfunction f({ ctx }) { ctx.nope }", &[]),
+        ("export default ({ ctx }) => f(ctx, 3);\nfunction f(c, n) { if (n) f(c, n - 1); c.nope }", &["2:42 unknown"]),
+        ("export default ({ ctx }) => f(ctx);\nfunction f(c = null) { c.nope }", &["2:26 unknown_ctx_member"]),
+        ("export default ({ ctx, db, wait = 5, ...rest }) => 1", &["1:24 ?unknown_argument `db` is no part of"]),
+        ("export default (args) => args.context", &["1:31 ?unknown_argument `context`"]),
+        ("function f() { return ctx.tool('a.b') }\nexport default ({ ctx }) => f()", &["1:23 ?absent_global `ctx`"]),
+    ] {
+        check(source, Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn promises_that_nobody_awaits() {
+    for (text, expected) in [
+        ("ctx.tool('a.b')", &["2:1 ?not_awaited nobody awaits this ctx.tool: it is cancelled"][..]),
+        ("ctx.state.set('a', 1); await ctx.state.set('b', 1)", &["2:1 ?not_awaited nobody awaits this ctx.state.set"]),
+        ("void ctx.tool('a.b'); const p = ctx.tool('a.b'); await p", &[]),
+        ("if (input) ctx.invoke('x')", &["2:12 ?not_awaited"]),
+        ("input && ctx.invoke('x')", &["2:10 ?not_awaited"]),
+        ("ctx.tool('a.b').then((x) => log.info(x)).catch(() => {})", &["2:1 ?not_awaited"]),
+        ("await ctx.tool('a.b').then((x) => log.info(x))", &[]),
+        ("await Promise.all([1].map((i) => ctx.tool('a.b', { i })))", &[]),
+        ("return ctx.tool('a.b')", &[]),
+        ("log.info('x'); ctx.log.warn('y')", &[]),
+        ("const n = ctx.state.get('n') ?? 0", &["2:11 ?not_awaited ctx.state.get(…) gives a promise, which is always"]),
+        ("if (!ctx.state.get('n')) return", &["2:6 ?not_awaited"]),
+        ("const n = (await ctx.state.get('n')) ?? 0", &[]),
+        ("return ctx.state.get('n').count", &["2:27 ?not_awaited ctx.state.get(…) gives a promise, which has no such"]),
+        ("const runs = ctx.runs.list(); return runs.map((r) => r.runId)", &["2:43 ?not_awaited"]),
+        ("return ctx.runs.list()[0]", &["2:24 ?not_awaited"]),
+        ("const { output } = ctx.invoke('x')", &["2:7 ?not_awaited"]),
+        ("const [a] = ctx.runs.list()", &["2:7 ?not_awaited"]),
+        ("const { output } = await ctx.invoke('x'); return output", &[]),
+        ("const p = ctx.tool('a.b'); return p.then((x) => x.y)", &[]),
+    ] {
+        check(&body(text), Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn databases_of_queries_and_actions() {
+    for (body, expected) in [
+        ("return db.prepare('x').all(1)", &[][..]),
+        ("return db.query('x')", &["2:11 unknown_db_member db.query does not exist"]),
+        ("return db.prepare('x').iterate()", &["2:24 unknown_db_member db.prepare().iterate"]),
+        ("const s = db.prepare('x'); return s.first()", &["2:37 unknown_db_member"]),
+        ("return db.prepare('x').all().map((r) => r.id)", &["2:30 ?not_awaited all(…) gives a promise"]),
+        ("return (await db.prepare('x').all()).map((r) => r.id)", &[]),
+        ("db.exec('x')", &[]),
+        ("return db.transaction(async (tx) => { await tx.run('x') })", &["2:48 unknown_db_member tx.run"]),
+        ("return db.transaction(async ({ prepare, get }) => prepare('x').get())", &["2:41 unknown_db_member tx.get"]),
+        ("return Date.now() + Math.random()", &[]),
+    ] {
+        let source = format!("export default async ({{ db, input }}) => {{\n{body}\n}}");
+        check(&source, Contract::Query, expected);
+        check(&source, Contract::Action, expected);
+    }
+    check(
+        "export default ({ ctx, body }) => 1",
+        Contract::Query,
+        &["1:19 ?unknown_argument", "1:24 ?unknown_argument"],
+    );
+    check("export default ({ body, query }) => 1", Contract::Action, &["1:25 ?unknown_argument `query`"]);
+    check("export default ({ db }, input) => db.prepare('x').get(input.id)", Contract::Query, &[]);
+}
+
+#[test]
+fn modules() {
+    for (source, expected) in [
+        ("export default () => {}", &[][..]),
+        ("const x = 1;", &["1:1 no_default_export the module has no default export"]),
+        ("", &["1:1 no_default_export"]),
+        ("\n export const handler = () => {}", &["2:2 no_default_export"]),
+        ("module.exports = () => {}", &["1:1 no_default_export"]),
+        ("export default { run() {} }", &["1:16 no_default_export the default export is an object"]),
+        ("export default class {}", &["1:16 no_default_export the default export is a class"]),
+        ("const h = 5; export default h", &["1:29 no_default_export the default export is a number"]),
+        ("let h = 5; h = () => {}; export default h", &[]),
+        ("export default make(); function make() { return () => {} }", &[]),
+        ("export { h as default }; class h {}", &["1:10 no_default_export"]),
+        ("import fs from 'node:fs';\nexport default () => fs", &["1:16 handler_load import of \"node:fs\" is not"]),
+        ("export { default } from './x.js'", &["1:25 handler_load import of \"./x.js\""]),
+        ("export * from './x.js'; export default () => 1", &["1:15 handler_load"]),
+        ("export default async () => {\n  const x = await import('x');\n}", &["2:19 handler_load import() is not"]),
+    ] {
+        let found = found(source, Contract::Automation);
+        let first = found.iter().zip(expected).all(|(a, b)| a.starts_with(b)) && found.len() >= expected.len();
+        assert!(first && (found.is_empty() == expected.is_empty()), "{source}: {found:#?}");
+    }
+}
+
+#[test]
+fn syntax_errors_have_their_place_and_other_languages_their_name() {
+    for (source, expected) in [
+        ("export default async () => {\n  const ö = ;\n}", "2:13 handler_load SyntaxError: Unexpected token"),
+        ("export default async () => {\n", "2:1 handler_load SyntaxError: Expected `}` but found `EOF`"),
+        ("export default () => { await x }", "1:24 handler_load SyntaxError:"),
+        ("const a = 1; const a = 2; export default () => a", "1:7 handler_load SyntaxError:"),
+        ("export default () => /(/", "1:23 handler_load SyntaxError:"),
+        ("export default () => 'x\n'", "1:22 handler_load SyntaxError:"),
+        ("export default async ({ ctx }: Args) => {}", "1:30 handler_load this is TypeScript"),
+        ("interface A { b: string }\nexport default () => 1 as A", "1:10 handler_load this is TypeScript"),
+        ("export default () => <b>x</b>", "1:22 handler_load this is JSX"),
+        ("export default (x: any) => <b>{x}</b>", "1:18 handler_load this is TypeScript with JSX"),
+        ("return 5", "1:1 handler_load SyntaxError:"),
+    ] {
+        let found = found(source, Contract::Automation);
+        assert!(found.first().is_some_and(|first| first.starts_with(expected)), "{source}\n{found:#?}");
+    }
+}
+
+#[test]
+fn names_that_are_declared_nowhere() {
+    for (text, expected) in [
+        ("return fetch('x')", &["2:8 ?absent_global `fetch` does not exist in a handler"][..]),
+        ("if (typeof fetch === 'function') return fetch('x')", &[]),
+        (
+            "const fs = require('fs'); return process.env.X",
+            &["2:12 ?absent_global `require`", "2:34 ?absent_global `process`"],
+        ),
+        ("return Deno.cwd() + globalThis.process", &["2:8 ?absent_global `Deno`", "2:32 ?absent_global `process`"]),
+        ("globalThis.fetch2 = () => 1; return fetch2()", &[]),
+        ("return setTimeout(() => {}, 1), structuredClone({}), crypto.randomUUID, Intl, escape(''), undefined", &[]),
+        ("return (function () { return arguments.length })()", &[]),
+        ("const total = 1; return totla", &["2:25 ?absent_global `totla`"]),
+        (
+            "return eval('1') + new Function('return 1')()",
+            &["2:8 ?absent_global a handler cannot", "2:20 ?absent_global"],
+        ),
+        ("const eval2 = (f) => f(); return eval2(() => 1)", &[]),
+        ("x: for (;;) break x", &[]),
+    ] {
+        check(&body(text), Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn what_differs_when_a_run_is_replayed() {
+    for (text, expected) in [
+        ("return Date.now()", &["2:8 ?differs_on_replay Date.now() gives something else"][..]),
+        (
+            "return [new Date(), Math.random(), crypto.randomUUID()]",
+            &[
+                "2:9 ?differs_on_replay new Date()",
+                "2:21 ?differs_on_replay Math.random()",
+                "2:36 ?differs_on_replay crypto.randomUUID()",
+            ],
+        ),
+        ("return ctx.run.trigger.scheduledFor ?? Date.now()", &[]),
+        ("const { scheduledFor } = ctx.run.trigger; return scheduledFor ?? Date.now()", &[]),
+        ("return ctx.run?.trigger?.scheduledFor || Date.now()", &[]),
+        ("return input.at ?? Date.now()", &["2:20 ?differs_on_replay"]),
+        ("const began = Date.now(); await ctx.tool('a.b'); log.info(Date.now() - began)", &[]),
+        ("const began = Date.now(); return began", &["2:15 ?differs_on_replay"]),
+        ("log.info('x', { at: Date.now(), id: crypto.randomUUID() }); console.log(new Date().toISOString())", &[]),
+        ("return new Date(input.at)", &[]),
+        ("const Date = { now: () => 1 }; return Date.now()", &[]),
+    ] {
+        check(&body(text), Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn calls_that_the_manifest_has_a_say_in_are_noted() {
+    let text = body(
+        "const app = 'shop';\nawait ctx.tool('centraid_read', { app, query: 'q' }); await ctx.agent({ prompt: '' })",
+    );
+    let study = study(&text, Contract::Automation);
+    let call = ToolCall { name: "centraid_read".into(), app: Some("shop".into()), line: 3, column: 16 };
+    assert_eq!(study, Study { is_module: true, tool_calls: vec![call], agent_at: Some((3, 61)), ..Study::default() });
+}
+
+#[test]
+fn floods_are_told_briefly() {
+    let study = study(&body(&"ctx.nope;".repeat(1000)), Contract::Automation);
+    assert_eq!(study.problems.len(), 51);
+    assert_eq!(study.problems[50].message, "the handler has 950 more problems");
+    let long = study_of_length(100_000);
+    assert!(long.problems[0].message.len() < 2_000);
+}
+
+fn study_of_length(length: usize) -> Study {
+    study(&body(&format!("ctx.{}", "x".repeat(length))), Contract::Automation)
+}
+
+#[test]
+fn the_templates_and_examples_have_no_problems() {
+    let mut count = 0;
+    for (folder, contract) in [
+        ("src/cli/templates", Contract::Automation),
+        ("fixtures/apps", Contract::Automation),
+        ("fixtures/apps/bookshelf/queries", Contract::Query),
+        ("fixtures/apps/bookshelf/actions", Contract::Action),
+    ] {
+        for entry in walkdir::WalkDir::new(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)) {
+            let path = entry.unwrap().into_path();
+            let is_tool = path.parent().is_some_and(|it| it.ends_with("queries") || it.ends_with("actions"));
+            if path.extension().is_none_or(|it| it != "js") || is_tool != (contract != Contract::Automation) {
+                continue;
+            }
+            let study = study(&std::fs::read_to_string(&path).unwrap(), contract);
+            assert_eq!(study.problems, [], "{}", path.display());
+            count += 1;
+        }
+    }
+    assert!(count >= 15, "{count}");
+}
+
+/// Cut anywhere: problems, and never a panic.
+#[test]
+fn any_text_comes_to_an_end() {
+    let source = include_str!("../cli/templates/tools.js");
+    for at in (0..source.len()).filter(|at| source.is_char_boundary(*at)) {
+        study(&source[..at], Contract::Automation);
+    }
+    for source in
+        ["`${", "/*", "'", "`", "/[", "\\", "}}}`", "ctx.", "ctx?.", "💥ctx.💥", "\u{feff}export default 1", "#!x"]
+    {
+        assert!(!study(source, Contract::Automation).problems.is_empty(), "{source}");
+    }
+}

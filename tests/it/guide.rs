@@ -1,0 +1,209 @@
+//! `docs/builders.md`, block by block: manifests are validated, handlers are checked and run with the input that stands
+//! beside them, and what people are told to type is typed.
+//!
+//! What a block is stands behind its language: `file=<path>` is a file of the root; `input=<handle>` and
+//! `output=<handle>` are one run; `automation` is a whole manifest and `handler` a whole handler; `fields` are further
+//! fields of a manifest and `body` the body of a handler; `wrong=<code>` and `invalid=<code>` are the same with a
+//! problem in them. `sh` is run as it stands; `text` is a picture.
+
+use std::path::Path;
+use std::process::Command;
+
+use dirigent::clock::{Clock, TestClock};
+use dirigent::core::manifest;
+use dirigent::fire::Problem;
+use dirigent::isolate::CTX_TYPES;
+use serde_json::{Map, Value, json};
+
+use crate::agent;
+use crate::harness::{PROGRAM, Root, run};
+
+const GUIDE: &str = include_str!("../../docs/builders.md");
+
+/// 2026-11-21T10:02:30Z: no example is due, and with a clock that stands none ever is.
+const NOW: i64 = 1_795_255_350_000;
+
+/// A fenced block of the guide.
+struct Block {
+    line: usize,
+    language: &'static str,
+    /// `file`, `input`, …; empty when there is none.
+    kind: &'static str,
+    /// What stands behind the `=`.
+    name: &'static str,
+    text: String,
+}
+
+fn blocks() -> Vec<Block> {
+    let mut found: Vec<Block> = Vec::new();
+    let mut is_open = false;
+    for (index, line) in GUIDE.lines().enumerate() {
+        match line.strip_prefix("```") {
+            Some(_) if is_open => is_open = false,
+            Some(info) => {
+                is_open = true;
+                let (language, rest) = info.split_once(' ').unwrap_or((info, ""));
+                let (kind, name) = rest.split_once('=').unwrap_or((rest, ""));
+                found.push(Block { line: index + 1, language, kind, name, text: String::new() });
+            }
+            None if is_open => {
+                let block = found.last_mut().expect("an open block");
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            None => {}
+        }
+    }
+    assert!(!is_open, "the last block has no end");
+    found
+}
+
+/// Writes every file that the guide shows, and what editors need beside them.
+pub fn write_examples(root: &Root) {
+    for block in blocks().iter().filter(|block| block.kind == "file") {
+        root.write(block.name, &block.text);
+        if let Some((automations, _)) = block.name.split_once("/automations/") {
+            root.write(&format!("{automations}/automations/ctx.d.ts"), CTX_TYPES);
+        }
+    }
+}
+
+fn json_of(block: &Block) -> Value {
+    serde_json::from_str(&block.text).unwrap_or_else(|error| panic!("line {}: {error}", block.line))
+}
+
+/// The problems that `validate` shows for the whole root.
+fn problems(root: &Root) -> Vec<Problem> {
+    let output = root.cli(&["--json", "validate"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    serde_json::from_value(told["problems"].clone()).expect("problems")
+}
+
+#[test]
+fn every_block_says_what_it_is() {
+    let mut examples = 0;
+    for Block { line, language, kind, name, .. } in blocks() {
+        let is_known = match (language, kind) {
+            ("json", "file" | "input" | "output" | "invalid") | ("js", "file" | "wrong") | ("sql", "file") => {
+                !name.is_empty()
+            }
+            ("json", "automation" | "fields") | ("js", "handler" | "body") | ("sh" | "text", "") => name.is_empty(),
+            _ => false,
+        };
+        assert!(is_known, "line {line}: {language} {kind}={name}");
+        examples += usize::from(name.ends_with("/handler.js"));
+    }
+    assert_eq!(examples, 10, "ten examples");
+}
+
+#[test]
+fn manifests_of_the_guide_are_good_or_wrong_as_it_says() {
+    for block in blocks().iter().filter(|block| matches!(block.kind, "automation" | "fields" | "invalid")) {
+        let mut fields = Map::new();
+        if block.kind != "automation" {
+            fields.extend([("name", "n"), ("prompt", "p")].map(|(key, text)| (key.to_owned(), json!(text))));
+            fields.insert("generated".to_owned(), json!({ "by": "b", "at": "a" }));
+        }
+        fields.extend(json_of(block).as_object().expect("an object").clone());
+        let parsed = manifest::parse(Value::Object(fields).to_string().as_bytes(), &"shop".parse().expect("an app"));
+        let codes: Vec<&str> = parsed.problems.iter().map(|problem| problem.code.as_str()).collect();
+        let expected: &[&str] = if block.kind == "invalid" { &[block.name] } else { &[] };
+        assert_eq!(codes, expected, "line {}: {:?}", block.line, parsed.problems);
+    }
+}
+
+#[test]
+fn handlers_of_the_guide_are_good_or_wrong_as_it_says() {
+    let root = Root::new();
+    write_examples(&root);
+    assert_eq!(problems(&root), [], "the examples have no problems");
+
+    let shown: Vec<Block> =
+        blocks().into_iter().filter(|block| matches!(block.kind, "handler" | "body" | "wrong")).collect();
+    let root = Root::new();
+    for block in &shown {
+        let handler = match block.kind {
+            "handler" => block.text.clone(),
+            _ => format!("export default async ({{ ctx, log, input }}) => {{\n{}}};\n", block.text),
+        };
+        root.automation(&format!("shop/at-{}", block.line), "", &handler);
+    }
+    let found = problems(&root);
+    for block in &shown {
+        let path = format!("shop/automations/at-{}/handler.js", block.line);
+        let of_block = found.iter().filter(|problem| problem.path.as_deref() == Some(&path));
+        let codes: Vec<&str> = of_block.map(|problem| problem.code.as_str()).collect();
+        let expected: &[&str] = if block.kind == "wrong" { &[block.name] } else { &[] };
+        assert_eq!(codes, expected, "line {}: {found:?}", block.line);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_examples_do_what_the_guide_says() {
+    let root = Root::new();
+    write_examples(&root);
+    let (base, _) = agent::model(vec![json!(r#"{"urgency":"high","reason":"Something burns."}"#)]).await;
+    root.write("dirigent.toml", &format!("[models.local]\nbase_url = \"{base}\"\n"));
+    let clock = TestClock::at(NOW);
+    let daemon = root.daemon_at(Clock::Test(clock.clone())).await;
+    let mut input: Option<Block> = None;
+    let mut runs = 0_i64;
+    for block in blocks() {
+        match block.kind {
+            "input" => input = Some(block),
+            "output" => {
+                let given = input.take().inspect(|given| assert_eq!(given.name, block.name, "line {}", given.line));
+                let (_, end) =
+                    run(&daemon, block.name, given.map(|given| json_of(&given).to_string()).as_deref()).await;
+                let expected = json_of(&block);
+                let output = end.output_json.as_deref().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
+                let mut came = json!({});
+                for (key, value) in [
+                    ("summary", end.summary.clone().map(Value::from)),
+                    ("output", output),
+                    ("errorCode", end.error_code.map(|code| json!(code))),
+                    // The message; the stack stands on the lines behind it.
+                    ("error", end.error.as_deref().and_then(|text| text.lines().next()).map(Value::from)),
+                ] {
+                    if let Some(value) = value {
+                        came[key] = value;
+                    }
+                }
+                assert_eq!(came, expected, "line {}: {end:?}", block.line);
+                runs += 1;
+                // Runs of one instant have no order, and the last example asks for the newest.
+                clock.set(NOW + runs);
+            }
+            _ => {}
+        }
+    }
+    assert!(input.is_none() && runs >= 15, "{runs} runs");
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
+#[test]
+#[cfg(unix)]
+fn what_the_guide_types_works() {
+    let root = Root::new();
+    std::fs::create_dir(root.join("bin")).expect("a folder");
+    std::os::unix::fs::symlink(PROGRAM, root.join("bin/dirigent")).expect("a link");
+    let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap_or_default());
+    let scripts: Vec<Block> = blocks().into_iter().filter(|block| block.language == "sh").collect();
+    assert!(!scripts.is_empty());
+    let apps = root.join("apps");
+    std::fs::create_dir(&apps).expect("a folder");
+    for block in scripts {
+        let output = Command::new("sh")
+            .args(["-euc", &block.text])
+            .current_dir(Path::new(&apps))
+            .env("PATH", &path)
+            .env_remove("DIRIGENT_ROOT")
+            .output()
+            .expect("a shell");
+        assert!(output.status.success(), "line {}: {output:?}", block.line);
+    }
+    let manifest =
+        std::fs::read_to_string(apps.join("auto.mine/automations/hello/automation.json")).expect("a manifest");
+    assert!(manifest.contains("\"enabled\": true"), "{manifest}");
+    assert!(apps.join(".dirigent/automation.schema.json").is_file());
+}

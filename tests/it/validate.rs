@@ -1,0 +1,145 @@
+//! `validate` as a builder sees it: problems of handlers, with places and hints, through the real program.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dirigent::handler_check::{Contract, GLOBALS, members};
+use serde_json::Value;
+
+use crate::harness::{Root, run};
+
+/// `path:line:col code` of each problem, warnings with a `?`, and the exit code.
+fn validate(root: &Root, paths: &[&str]) -> (Vec<String>, i32) {
+    let args: Vec<&str> = ["--json", "validate"].iter().chain(paths).copied().collect();
+    let output = root.command(&args).current_dir(root.path()).output().expect("the program runs");
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let text = |problem: &Value, key: &str| problem[key].as_str().unwrap_or_default().to_owned();
+    let line = |problem: &Value| {
+        let mark = if problem["severity"] == "warning" { "?" } else { "" };
+        let place = format!("{}:{}:{}", text(problem, "path"), problem["line"], problem["column"]);
+        // The parser knows what it expected; only sometimes what to do.
+        assert!(problem["hint"].is_string() || problem["code"] == "handler_load", "no hint: {problem}");
+        format!("{place} {mark}{}", text(problem, "code"))
+    };
+    let problems = told["problems"].as_array().expect("problems").iter().map(line).collect();
+    (problems, output.status.code().expect("an exit code"))
+}
+
+#[test]
+fn handlers_queries_and_actions_are_read_with_their_manifests() {
+    let root = Root::new();
+    root.automation(
+        "shop/report",
+        r#""requires": {"tools": ["mail.send"]}, "apps": ["vault"]"#,
+        "export default async ({ ctx }) => {\n\
+         \x20 await ctx.tool('mail.send', {});\n\
+         \x20 await ctx.tool('mail.delete', {});\n\
+         \x20 await ctx.tool('centraid_read', { app: 'vault', query: 'q' });\n\
+         \x20 await ctx.tool('centraid_read', { app: 'bank', query: 'q' });\n\
+         \x20 ctx.state.put('x', 1);\n\
+         \x20 ctx.invoke('other');\n\
+         \x20 await fetch('https://example.com');\n\
+         };\n",
+    );
+    root.automation("shop/typed", "", "export default async ({ ctx }: { ctx: any }) => {};\n");
+    root.automation("shop/broken", "", "export default async () => {\n  const ö = ;\n};\n");
+    root.automation("shop/good", "", "export default async () => ({ summary: 'x' });\n");
+    root.write("shop/app.json", "{}");
+    root.write("shop/queries/list.js", "export default async ({ db }) => db.query('select 1');\n");
+    root.write("shop/actions/add.js", "export default async ({ ctx, body }) => ({ body });\n");
+    let all = [
+        "shop/actions/add.js:1:25 ?unknown_argument",
+        "shop/automations/broken/handler.js:2:13 handler_load",
+        "shop/automations/report/handler.js:3:18 tool_not_allowed",
+        "shop/automations/report/handler.js:5:18 tool_not_allowed",
+        "shop/automations/report/handler.js:6:13 unknown_ctx_member",
+        "shop/automations/report/handler.js:7:3 ?not_awaited",
+        "shop/automations/report/handler.js:8:9 ?absent_global",
+        "shop/automations/typed/handler.js:1:30 handler_load",
+        "shop/queries/list.js:1:37 unknown_db_member",
+    ];
+    let pick =
+        |part: &str| all.iter().filter(|line| line.starts_with(part)).map(|l| (*l).to_owned()).collect::<Vec<_>>();
+    for (paths, expected, code) in [
+        (&[][..], pick(""), 1),
+        (&["shop"], pick(""), 1),
+        (&["shop/good"], pick("none"), 0),
+        (&["shop/report"], pick("shop/automations/report"), 1),
+        (&["shop/automations/report/handler.js"], pick("shop/automations/report"), 1),
+        (&["shop/automations/typed"], pick("shop/automations/typed"), 1),
+        (&["shop/queries"], pick("shop/queries"), 1),
+        (&["shop/actions/add.js"], pick("shop/actions"), 0),
+    ] {
+        assert_eq!(validate(&root, paths), (expected, code), "{paths:?}");
+    }
+}
+
+/// What the parser accepts and V8 refuses, and what ends the parser, is told as it is.
+#[test]
+fn v8_has_the_last_word_and_deep_texts_end_nothing() {
+    let root = Root::new();
+    let deep = format!("export default async () => {}1{};\n", "[".repeat(50_000), "]".repeat(50_000));
+    root.automation("a/deep", "", &deep);
+    let long = format!("export default async () => 1{};\n", "+1".repeat(50_000));
+    root.automation("a/long", "", &long);
+    let output = root.cli(&["--json", "validate"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let problems = told["problems"].as_array().expect("problems");
+    let codes: BTreeSet<&str> = problems.iter().filter_map(|problem| problem["code"].as_str()).collect();
+    assert!(codes.contains("not_checked"), "{codes:?}");
+    assert!(codes.iter().all(|code| ["not_checked", "handler_load"].contains(code)), "{codes:?}");
+}
+
+/// The check's table of the contract, beside what handlers are really given.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_members_is_that_of_a_real_host() {
+    const DATABASE: &str = "'db.prepare()': keys(db.prepare('select 1')), db: keys(db), \
+        tx: await db.transaction(async (tx) => keys(tx))";
+    let root = Root::new();
+    root.automation(
+        "a/x",
+        "",
+        "const { keys } = Object;\n\
+         export default async (args) => {\n\
+         \x20 const { ctx, log } = args;\n\
+         \x20 const read = await ctx.tool('centraid_read', { query: 'q' });\n\
+         \x20 const { body } = await ctx.tool('centraid_write', { action: 'a' });\n\
+         \x20 const automation = { 'an automation\u{2019}s argument': keys(args), ctx: keys(ctx), log: keys(log),\n\
+         \x20   'ctx.state': keys(ctx.state), 'ctx.runs': keys(ctx.runs), 'ctx.run': keys(ctx.run) };\n\
+         \x20 return { output: [automation, read, body] };\n\
+         };\n",
+    );
+    root.write("a/app.json", r#"{"queries": [{"name": "q"}], "actions": [{"name": "a"}]}"#);
+    let tool = |name: &str, result: &str| {
+        format!(
+            "const {{ keys }} = Object;\nexport default async (args) => {{\n  const {{ db, log }} = args;\n  const \
+             members = {{ '{name}': keys(args), log: keys(log), {DATABASE} }};\n  return {result};\n}};\n"
+        )
+    };
+    root.write("a/queries/q.js", &tool("a query\u{2019}s argument", "members"));
+    root.write("a/actions/a.js", &tool("an action\u{2019}s argument", "{ body: members }"));
+    let daemon = root.daemon().await;
+    let (_, end) = run(&daemon, "a/x", None).await;
+    let output = end.output_json.unwrap_or_else(|| panic!("{:?}", end.error));
+    let real: Vec<BTreeMap<String, BTreeSet<String>>> = serde_json::from_str(&output).expect("members");
+    for (contract, real) in [Contract::Automation, Contract::Query, Contract::Action].into_iter().zip(real) {
+        let table: BTreeMap<String, BTreeSet<String>> = members(contract)
+            .into_iter()
+            // What is not there in this run has no key.
+            .filter(|(name, _)| *name != "ctx.run.trigger")
+            .map(|(name, members)| (name.replace('\'', "\u{2019}"), members.into_iter().map(str::to_owned).collect()))
+            .collect();
+        assert_eq!(table, real, "{contract:?}");
+    }
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_of_globals_is_that_of_a_real_host() {
+    let root = Root::new();
+    root.automation("a/x", "", "export default () => ({ output: Object.getOwnPropertyNames(globalThis) });\n");
+    let daemon = root.daemon().await;
+    let (_, end) = run(&daemon, "a/x", None).await;
+    let names: BTreeSet<String> = serde_json::from_str(&end.output_json.expect("an output")).expect("names");
+    assert_eq!(names, GLOBALS.iter().map(|name| (*name).to_owned()).collect());
+    daemon.stop(std::time::Duration::ZERO).await;
+}
