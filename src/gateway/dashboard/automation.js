@@ -24,17 +24,15 @@ export async function openAutomation({ root, signal, title, params }) {
   }
   set(root, page.element);
   page.runs.refresh();
+  const readAgain = () => {
+    page.runs.touch();
+    page.later();
+  };
   const heard = (event) => {
     if (event.type === 'registry') page.later();
-    if (event.handle !== handle || !['opened', 'started', 'ended'].includes(event.type)) return;
-    page.runs.touch();
-    page.later();
+    if (event.handle === handle && ['opened', 'started', 'ended'].includes(event.type)) readAgain();
   };
-  const missed = () => {
-    page.runs.touch();
-    page.later();
-  };
-  const stream = follow('/v1/events', heard, missed);
+  const stream = follow('/v1/events', heard, readAgain);
   return { close: () => stream.close(), run: () => page.canRun() && runDialog(handle) };
 }
 
