@@ -154,7 +154,8 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     .map_err(|error| Failure::failed("start", error.to_string()))?;
     let log = tokio::spawn(log_runs(daemon.services().bus.runs()));
     let (shut, shut_rx) = oneshot::channel::<()>();
-    let server = tokio::spawn(gateway::admin::serve(daemon.clone(), listener, token, async {
+    let told = gateway::admin::Options { token, hooks: hook_listener.as_ref().map(|(_, address)| *address) };
+    let server = tokio::spawn(gateway::admin::serve(daemon.clone(), listener, told, async {
         // An error says that the daemon is gone: all the same.
         let _ = shut_rx.await;
     }));

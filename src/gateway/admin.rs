@@ -70,7 +70,9 @@ fn router(api: Api, access: Access) -> Router {
         .layer(DefaultBodyLimit::max(usize::try_from(max_body).unwrap_or(usize::MAX)))
         .layer(middleware::from_fn_with_state(access.clone(), access::guard));
     let open = Router::from(open).method_not_allowed_fallback(not_this_method);
-    let pages = dashboard::pages(access).method_not_allowed_fallback(not_this_method);
+    let pages = dashboard::pages(access.clone())
+        .method_not_allowed_fallback(not_this_method)
+        .layer(middleware::from_fn_with_state(access, access::guard_pages));
     open.merge(guarded)
         .layer(middleware::from_fn(kept_nowhere))
         .merge(pages)

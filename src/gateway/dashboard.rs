@@ -12,14 +12,14 @@
 
 use std::sync::LazyLock;
 
+use axum::Router;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Router, middleware};
 use sha2::{Digest, Sha256};
 
-use crate::gateway::access::{self, Access};
+use crate::gateway::access::Access;
 use crate::gateway::problem::ProblemDocument;
 
 /// What `/` answers, with [`VERSION_MARK`] in place of the version.
@@ -83,13 +83,12 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 });
 static INDEX_HTML: LazyLock<String> = LazyLock::new(|| INDEX.replace(VERSION_MARK, &VERSION));
 
-/// The pages themselves.
+/// The pages themselves; [`guard_pages`](crate::gateway::access::guard_pages) is to stand before them.
 pub fn pages<S: Clone + Send + Sync + 'static>(access: Access) -> Router<S> {
     Router::new()
         .route("/", get(index))
         .route("/login", get(login))
         .route("/assets/{version}/{name}", get(asset))
-        .layer(middleware::from_fn_with_state(access.clone(), access::guard_pages))
         .with_state(access)
 }
 

@@ -1,5 +1,6 @@
 //! Everything together: a real root, real hosts, real ledgers. One binary, because V8 links slowly.
 
+mod access;
 mod admin;
 mod agent;
 mod api;

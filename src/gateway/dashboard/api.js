@@ -75,7 +75,8 @@ export function follow(path, onEvent, onGap) {
   let source = null;
   let timer = 0;
   let over = false;
-  let gap = false;
+  // Until the stream is open, something may have happened that the page did not read.
+  let gap = true;
 
   const close = () => {
     clearTimeout(timer);

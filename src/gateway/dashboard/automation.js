@@ -24,13 +24,15 @@ export async function openAutomation({ root, signal, title, params }) {
   }
   set(root, page.element);
   page.runs.refresh();
-  const heard = (event) => {
-    if (event.type === 'registry') page.later();
-    if (event.handle !== handle || !['opened', 'started', 'ended'].includes(event.type)) return;
+  const readAgain = () => {
     page.runs.touch();
     page.later();
   };
-  const stream = follow('/v1/events', heard, () => page.later());
+  const heard = (event) => {
+    if (event.type === 'registry') page.later();
+    if (event.handle === handle && ['opened', 'started', 'ended'].includes(event.type)) readAgain();
+  };
+  const stream = follow('/v1/events', heard, readAgain);
   return { close: () => stream.close(), run: () => page.canRun() && runDialog(handle) };
 }
 

@@ -99,7 +99,8 @@ export class LogView {
       h(
         'span',
         { class: 'said' },
-        line.message,
+        // A message that turns its writing around turns nothing else.
+        h('bdi', {}, line.message),
         line.fields === null || line.fields === undefined ? null : h('span', { class: 'fields' }, brief(line.fields, 2000)),
       ),
     );
