@@ -13,6 +13,7 @@ use crate::core::registry::{Automation, Registry};
 use crate::core::schedule::Schedule;
 use crate::fire::{AppId, AutomationId, EpochMs, Handle, Problem, RunId, RunStatus, TriggerOrigin};
 use crate::ledger::{self, LedgerError, Reader, RunQuery};
+use crate::tools;
 use crate::watch;
 
 /// Open runs of one app that are counted; nobody reads a larger number to the last digit.
@@ -126,6 +127,7 @@ impl Overview {
             dir.unwrap_or_else(|| root.join(app.as_str())).join(crate::ledger::FILE)
         };
         overview.add_history(ledger_of, |_| None);
+        overview.problems.extend(tools::mcp::file_problems(root));
         overview
     }
 

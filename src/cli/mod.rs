@@ -14,6 +14,7 @@
 //! | `runs`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `client` | asking the daemon |
+//! | `tools` | `tools` |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 
@@ -35,6 +36,7 @@ mod runs;
 mod serve;
 mod times;
 mod toggle;
+mod tools;
 mod trace;
 mod types;
 mod usage;
@@ -100,6 +102,7 @@ enum Command {
     Enable(toggle::ToggleArgs),
     /// Switches an automation off: its triggers fire no more
     Disable(toggle::ToggleArgs),
+    Tools(tools::ToolsArgs),
     Types(types::TypesArgs),
     Schema(types::SchemaArgs),
     Completions(types::CompletionsArgs),
@@ -156,6 +159,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::New(args) => new::new(&place()?, &args),
         Command::Enable(args) => toggle::toggle(&place()?, &args, true),
         Command::Disable(args) => toggle::toggle(&place()?, &args, false),
+        Command::Tools(args) => with_log(global.json, async { tools::tools(&place()?, &args).await }),
         Command::Types(_) => types::types(global.json),
         Command::Schema(_) => types::schema(),
         Command::Completions(args) => types::completions(&args, global.json),
@@ -206,6 +210,7 @@ mod tests {
             "dirigent new a/x --cron -1",
             "dirigent new a/x --cron * --cron * --tz UTC --webhook --template agent",
             "dirigent logs 012345 -f",
+            "dirigent tools --json",
             "dirigent completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

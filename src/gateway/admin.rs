@@ -99,6 +99,8 @@ async fn overview(api: &Api, only: Option<Handle>) -> Reply<Overview> {
         api.daemon.look(|state| Overview::new(&state.registry, &state.schedule)).await.ok_or_else(stopping)?;
     if let Some(only) = only {
         overview.automations.retain(|view| view.handle == only);
+    } else {
+        overview.problems.extend(api.daemon.services().mcp.problems().await);
     }
     let (folders, ledgers) = (api.daemon.services().folders.clone(), api.daemon.services().ledgers.clone());
     let apps: BTreeSet<AppId> = overview.automations.iter().map(|view| view.app_id.clone()).collect();

@@ -108,6 +108,15 @@ pub struct ServerTools {
     pub error: Option<CallError>,
 }
 
+/// What is wrong with the file, whatever the environment; for who does not run servers.
+pub fn file_problems(root: &Path) -> Vec<Problem> {
+    match file::read(&root.join(FILE)).map(|bytes| bytes.map(|bytes| file::parse(&bytes))) {
+        Ok(None) => Vec::new(),
+        Ok(Some(Ok(entries))) => entries.into_values().filter_map(Result::err).collect(),
+        Ok(Some(Err(problem))) | Err(problem) => vec![*problem],
+    }
+}
+
 /// The servers. Cheap to clone; when the last clone is gone, so are they.
 #[derive(Clone)]
 pub struct Mcp {
@@ -191,8 +200,7 @@ impl Mcp {
     /// What all servers offer, by name; they are started for it. A server that does not tell within `patience` says so.
     pub async fn catalog(&self, patience: Duration) -> Vec<ServerTools> {
         self.inner.refresh().await;
-        let names: Vec<String> = self.inner.known().servers.keys().cloned().collect();
-        join_all(names.into_iter().map(|name| self.offer(name, patience))).await
+        join_all(self.names().into_iter().map(|name| self.offer(name, patience))).await
     }
 
     async fn offer(&self, name: String, patience: Duration) -> ServerTools {
@@ -213,6 +221,11 @@ impl Mcp {
             Err(error) => (None, Some(error)),
         };
         ServerTools { server: name, tools, error }
+    }
+
+    /// The configured servers, as the file was when it was last looked at.
+    pub fn names(&self) -> Vec<String> {
+        self.inner.known().servers.keys().cloned().collect()
     }
 
     /// What is wrong with mcp.json, and which variables it names that are not set here.

@@ -9,6 +9,7 @@ mod examples;
 mod harness;
 mod hostile;
 mod isolate;
+mod mcp;
 mod outages;
 mod recording;
 mod runs;

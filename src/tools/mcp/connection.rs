@@ -176,17 +176,19 @@ where
     T: Transport<RoleClient> + 'static,
 {
     let last_words = process.as_ref().map(Process::last_words).unwrap_or_default();
+    let mut patience = process::EXIT_TIME;
     let why = match timeout(setup.start_time, rmcp::serve_client(Client, transport)).await {
         Ok(Ok(service)) => return Ok(Connection::of(setup, service, watch, process, last_words)),
         Ok(Err(error)) => explain_start(&error),
         Err(_) => {
+            patience = Duration::ZERO;
             let time = setup.start_time.as_secs_f64();
             format!("it did not answer within {time} s (`start_timeout_s` of `[mcp]` in dirigent.toml)")
         }
     };
     let why = watch.why_broken().map_or(why, str::to_owned);
     let ending = match process {
-        Some(process) => how_it_ended(process.leave(Duration::ZERO).await, &last_words),
+        Some(process) => how_it_ended(process.leave(patience).await, &last_words),
         None => String::new(),
     };
     Err(setup.failed(&shortened(&watch.redactor.text(&format!("{why}{ending}")), MAX_REASON_CHARS)))

@@ -52,14 +52,16 @@ pub const INHERITED: &[&str] = &[
 
 /// A server whose input has ended gets this long to go by itself.
 pub const LEAVE_TIME: Duration = Duration::from_secs(2);
-/// A program whose output has ended is ending, most often; its status is worth this wait.
-const EXIT_TIME: Duration = Duration::from_millis(100);
+/// A program whose output has ended is ending, most often; its status and last words are worth this wait.
+pub const EXIT_TIME: Duration = Duration::from_secs(1);
 /// And this long after it was asked to by a signal.
 const TERM_TIME: Duration = Duration::from_secs(1);
-/// Of one line on standard error, this much is kept.
+/// Of a line on standard error, no more is held, and less is shown.
+const MAX_LINE_BYTES: usize = 64 * 1024;
 const MAX_LINE_CHARS: usize = 2000;
 /// What a dead server's last words are made of.
-const LAST_LINES: usize = 5;
+const LAST_LINES: usize = 4;
+const MAX_WORD_CHARS: usize = 200;
 
 /// A started server, without its standard input and output. Dropping it kills it and its group.
 pub struct Process {
@@ -130,7 +132,7 @@ impl Process {
     /// Waits until it is gone, and asks it to go in ever clearer words: its input has ended already; after `patience` a
     /// signal, then the kill. What is left of its group is killed in any case. Returns how it ended.
     pub async fn leave(mut self, patience: Duration) -> Option<ExitStatus> {
-        let mut status = timeout(patience.max(EXIT_TIME), self.child.wait()).await;
+        let mut status = timeout(patience, self.child.wait()).await;
         if status.is_err() && !patience.is_zero() {
             #[cfg(unix)]
             self.signal(libc::SIGTERM);
@@ -196,36 +198,39 @@ async fn read_stderr(
     let mut pace = Pace::default();
     let mut line = Vec::new();
     loop {
-        let (used, ended) = match stderr.fill_buf().await {
-            Ok([]) | Err(_) => return,
+        let (used, line_ended, all_ended) = match stderr.fill_buf().await {
+            Ok([]) | Err(_) => (0, true, true),
             Ok(bytes) => {
                 let end = bytes.iter().position(|&byte| byte == b'\n');
                 let part = &bytes[..end.unwrap_or(bytes.len())];
-                let room = (4 * MAX_LINE_CHARS).saturating_sub(line.len());
+                let room = MAX_LINE_BYTES - line.len();
                 line.extend_from_slice(&part[..part.len().min(room)]);
-                (end.map_or(bytes.len(), |end| end + 1), end.is_some())
+                (end.map_or(bytes.len(), |end| end + 1), end.is_some(), false)
             }
         };
         stderr.consume(used);
-        if !ended {
+        if !line_ended {
             continue;
         }
-        let text = String::from_utf8_lossy(&line);
-        let told = text.trim_end();
-        if !told.is_empty()
-            && let Some(dropped) = pace.next()
-        {
-            let told = shortened(&redactor.text(told), MAX_LINE_CHARS);
-            if dropped > 0 {
-                tracing::info!(server, "{dropped} lines came too fast and are not shown");
-            }
-            tracing::info!(server, "{}", told.escape_debug());
+        // Redacted before it is cut, or half a secret could be left at the end.
+        let told = shortened(redactor.text(String::from_utf8_lossy(&line).trim_end()).as_ref(), MAX_LINE_CHARS);
+        line.clear();
+        if !told.is_empty() {
             let mut words = last_words.lock().unwrap_or_else(PoisonError::into_inner);
-            words.push_back(shortened(&told, 300));
+            words.push_back(shortened(&told, MAX_WORD_CHARS));
             if words.len() > LAST_LINES {
                 words.pop_front();
             }
+            drop(words);
+            if let Some(dropped) = pace.next() {
+                if dropped > 0 {
+                    tracing::info!(server, "{dropped} lines came too fast and are not shown");
+                }
+                tracing::info!(server, "{}", told.escape_debug());
+            }
         }
-        line.clear();
+        if all_ended {
+            return;
+        }
     }
 }
