@@ -2,7 +2,7 @@
 //
 // WITNESS_PORT: a port that it keeps a connection to for as long as it lives, so that a test sees its end.
 // GRANDCHILD: also starts a process that does the same, and that neither a signal nor the end of its input moves.
-// START=silent never answers; START=die ends at once.
+// START=silent never answers; START=die ends at once; START=refuse knows no greeting; START=modern only the newest.
 import { spawn } from 'node:child_process';
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
@@ -107,7 +107,16 @@ function serve() {
     .on('line', (line) => {
       const { id, method, params } = JSON.parse(line);
       if (START === 'silent') return;
-      if (method === 'initialize') {
+      if (method === 'initialize' && START === 'refuse') {
+        write({ id, error: { code: -32000, message: `not today, ${process.env.SECRET_URL}` } });
+      } else if (method === 'initialize' && START === 'modern') {
+        write({ id, error: { code: -32601, message: 'Method not found' } });
+      } else if (method === 'server/discover' && START === 'modern') {
+        const serverInfo = { name: 'hostile', version: '1' };
+        write({ id, result: { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: {} }, serverInfo, ttlMs: 0, cacheScope: 'private' } });
+      } else if (method === 'server/discover') {
+        write({ id, error: { code: -32601, message: 'Method not found' } });
+      } else if (method === 'initialize') {
         const { protocolVersion } = params;
         write({ id, result: { protocolVersion, capabilities: { tools: { listChanged: true }, logging: {} }, serverInfo: { name: 'hostile', version: '1' } } });
       } else if (method === 'tools/list') write({ id, result: { tools: list() } });

@@ -20,7 +20,7 @@ use rmcp::transport::Transport;
 use rmcp::transport::streamable_http_client::{
     StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
 };
-use rmcp::{ClientHandler, Peer, RoleClient, ServiceError};
+use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
@@ -111,11 +111,35 @@ pub struct Connection {
     end: watch::Receiver<Option<String>>,
 }
 
-/// Starts a server and greets it.
+/// Why there is no connection.
+enum NotUp {
+    /// It answered, and does not know the usual greeting: newer servers need not.
+    Refused(CallError),
+    Failed(CallError),
+}
+
+impl From<CallError> for NotUp {
+    fn from(error: CallError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Starts a server and greets it: as all servers know it, or else as the protocol wants it since 2026-07-28. In this
+/// order, because older servers take the newer greeting for an error, and some of them end.
 ///
 /// # Errors
 /// [`MCP_NOT_CONFIGURED`] for a variable that is not set, [`MCP_FAILED`] for what does not start or does not answer.
 pub async fn start(setup: &Setup) -> Result<Connection, CallError> {
+    let refusal = match start_as(setup, ClientLifecycleMode::Initialize).await {
+        Ok(connection) => return Ok(connection),
+        Err(NotUp::Failed(error)) => return Err(error),
+        Err(NotUp::Refused(error)) => error,
+    };
+    let newest = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
+    start_as(setup, newest).await.map_err(|_| refusal)
+}
+
+async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Connection, NotUp> {
     let Expanded { values, redactor } = setup.expanded()?;
     let watch = Arc::new(Watch::new(&setup.name, redactor));
     match &setup.spec {
@@ -129,7 +153,7 @@ pub async fn start(setup: &Setup) -> Result<Connection, CallError> {
                 setup.failed(&format!("the program {command:?} cannot be run: {error}{hint}"))
             })?;
             let lines = Lines::new(stdout, stdin, setup.max_message, Arc::clone(&watch));
-            greet(setup, Watched::new(lines, Arc::clone(&watch)), watch, Some(process)).await
+            greet(setup, Watched::new(lines, Arc::clone(&watch)), watch, Some(process), lifecycle).await
         }
         Spec::Http { url, .. } => {
             let mut headers = HashMap::new();
@@ -138,7 +162,7 @@ pub async fn start(setup: &Setup) -> Result<Connection, CallError> {
                 let (Some(parsed), Ok(mut value)) = (parsed, http::HeaderValue::from_str(&value)) else {
                     let message =
                         format!("MCP server {:?}: header {name:?} holds what no header can carry", setup.name);
-                    return Err(CallError::new(MCP_NOT_CONFIGURED, message));
+                    return Err(CallError::new(MCP_NOT_CONFIGURED, message).into());
                 };
                 value.set_sensitive(true);
                 headers.insert(parsed, value);
@@ -148,7 +172,7 @@ pub async fn start(setup: &Setup) -> Result<Connection, CallError> {
                 .custom_headers(headers)
                 .max_sse_event_size(setup.max_message);
             let transport = StreamableHttpClientTransport::with_client(client, config);
-            greet(setup, Watched::new(transport, Arc::clone(&watch)), watch, None).await
+            greet(setup, Watched::new(transport, Arc::clone(&watch)), watch, None, lifecycle).await
         }
     }
 }
@@ -171,15 +195,20 @@ async fn greet<T>(
     transport: Watched<T>,
     watch: Arc<Watch>,
     process: Option<Process>,
-) -> Result<Connection, CallError>
+    lifecycle: ClientLifecycleMode,
+) -> Result<Connection, NotUp>
 where
     T: Transport<RoleClient> + 'static,
 {
     let last_words = process.as_ref().map(Process::last_words).unwrap_or_default();
     let mut patience = process::EXIT_TIME;
-    let why = match timeout(setup.start_time, rmcp::serve_client(Client, transport)).await {
+    let mut refused = false;
+    let why = match timeout(setup.start_time, rmcp::serve_client_with_lifecycle(Client, transport, lifecycle)).await {
         Ok(Ok(service)) => return Ok(Connection::of(setup, service, watch, process, last_words)),
-        Ok(Err(error)) => explain_start(&error),
+        Ok(Err(error)) => {
+            refused = matches!(error, ClientInitializeError::JsonRpcError(_));
+            explain_start(&error)
+        }
         Err(_) => {
             patience = Duration::ZERO;
             let time = setup.start_time.as_secs_f64();
@@ -191,7 +220,8 @@ where
         Some(process) => how_it_ended(process.leave(patience).await, &last_words),
         None => String::new(),
     };
-    Err(setup.failed(&shortened(&watch.redactor.text(&format!("{why}{ending}")), MAX_REASON_CHARS)))
+    let error = setup.failed(&shortened(&watch.redactor.text(&format!("{why}{ending}")), MAX_REASON_CHARS));
+    Err(if refused { NotUp::Refused(error) } else { NotUp::Failed(error) })
 }
 
 /// To be put behind a reason.

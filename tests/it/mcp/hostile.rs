@@ -109,13 +109,13 @@ async fn silence_ends_with_the_time_of_the_call_and_of_the_start() {
         "two": hostile(json!({"START": "silent"})),
         "four": hostile(json!({"START": "die", "SECRET_URL": SECRET})),
     }));
-    root.write("dirigent.toml", "[mcp]\ncall_timeout_s = 4\nstart_timeout_s = 2\n");
+    root.write("dirigent.toml", "[mcp]\ncall_timeout_s = 9\nstart_timeout_s = 6\n");
     let daemon = root.daemon().await;
     let results = call(&daemon, json!([["one.never"], ["two.pid"], ["four.pid"]])).await;
     assert_eq!(results[0]["code"], "mcp_timeout");
     assert!(message(&results[0]).contains("call_timeout_s"), "{results:?}");
     assert_eq!(results[1]["code"], "mcp_failed");
-    assert!(message(&results[1]).contains("did not answer within 2 s"), "{results:?}");
+    assert!(message(&results[1]).contains("did not answer within 6 s"), "{results:?}");
     assert!(
         message(&results[2])
             .contains("it ended before it answered (exit status: 3); it last said: no database at [redacted]"),
@@ -123,4 +123,16 @@ async fn silence_ends_with_the_time_of_the_call_and_of_the_start() {
     );
     // The server was told that nobody waits any more.
     assert_eq!(one(&daemon, "one.cancellation").await["ok"], "cancelled 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_greeted_as_it_knows_it() {
+    let root = root_with(&json!({
+        "one": hostile(json!({"START": "modern"})),
+        "two": hostile(json!({"START": "refuse", "SECRET_URL": SECRET})),
+    }));
+    let daemon = root.daemon().await;
+    let results = call(&daemon, json!([["one.confess", {"how": "error"}], ["two.pid"]])).await;
+    assert_eq!(results[0]["message"], "I know undefined", "{results:?}");
+    assert!(message(&results[1]).contains("it refused to start a session: not today, [redacted]"), "{results:?}");
 }
