@@ -1,7 +1,7 @@
 //! Tools of MCP servers: the client side of the Model Context Protocol, over a program's standard input and output or
 //! over streamable HTTP.
 //!
-//! Words: a *server* is an entry of `<root>/mcp.json` ([`file`]); a *connection* is one that is up ([`connection`]); a
+//! Words: a *server* is an entry of `<root>/mcp.json` ([`mod@file`]); a *connection* is one that is up ([`connection`]); a
 //! call *leases* its server for as long as it lasts ([`server`]). The protocol is the SDK's (`rmcp`); what stands around
 //! it here bounds what a server may do.
 //!
