@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::isolate::Limits as HostLimits;
 use crate::models::ModelsConfig;
+use crate::tools::mcp::McpConfig;
 
 /// The file's name below the root.
 pub const FILE: &str = "dirigent.toml";
@@ -20,6 +21,7 @@ pub struct Config {
     pub ledger: Ledger,
     pub hooks: Hooks,
     pub models: ModelsConfig,
+    pub mcp: McpConfig,
 }
 
 /// `[runs]`
@@ -208,6 +210,7 @@ impl Config {
             return Err(problem);
         }
         self.hooks.check()?;
+        self.mcp.check()?;
         self.limits.check()
     }
 }
@@ -239,6 +242,7 @@ mod tests {
             ("[limits]\nheap_bytes = 5", "at least"),
             ("[runs]\nslots = 0", "from 1 to 1024"),
             ("[hooks]\nwait_s = 61", "from 0 to 60"),
+            ("[mcp]\nidle_s = 0", "from 0.01 to 86400"),
             ("nope", "line 1"),
             ("[models.local]\nbase_url = \"nowhere\"", "base_url"),
         ] {

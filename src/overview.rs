@@ -14,6 +14,7 @@ use crate::core::registry::{Automation, Registry};
 use crate::core::schedule::Schedule;
 use crate::fire::{AppId, AutomationId, EpochMs, Handle, Problem, RunId, RunStatus, TriggerOrigin};
 use crate::ledger::{self, History, LedgerError, Reader};
+use crate::tools;
 use crate::watch;
 
 /// Runs in an automation's history strip.
@@ -150,6 +151,7 @@ impl Overview {
             dir.unwrap_or_else(|| root.join(app.as_str())).join(crate::ledger::FILE)
         };
         overview.add_history(ledger_of, |_| None);
+        overview.problems.extend(tools::mcp::file_problems(root));
         overview
     }
 

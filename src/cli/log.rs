@@ -15,7 +15,11 @@ use tracing_subscriber::registry::LookupSpan;
 pub fn start(default: &str, as_json: bool) {
     let setting =
         ["DIRIGENT_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok().filter(|s| !s.is_empty()));
-    let filter = setting.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
+    let mut filter = setting.and_then(|text| EnvFilter::try_new(text).ok()).unwrap_or_else(|| EnvFilter::new(default));
+    // It writes out what servers say, in which there may be secrets; `tools::mcp` tells what is worth it, without them.
+    if let Ok(silent) = "rmcp=off".parse() {
+        filter = filter.add_directive(silent);
+    }
     let colour = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

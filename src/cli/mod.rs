@@ -15,6 +15,7 @@
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
 //! | `webhook` | `webhook provision`, `rotate`, `test` |
+//! | `tools` | `tools` |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 
@@ -37,6 +38,7 @@ mod serve;
 mod stats;
 mod times;
 mod toggle;
+mod tools;
 mod trace;
 mod types;
 mod usage;
@@ -106,6 +108,7 @@ enum Command {
     Disable(toggle::ToggleArgs),
     Dashboard(dashboard::DashboardArgs),
     Webhook(webhook::WebhookArgs),
+    Tools(tools::ToolsArgs),
     Types(types::TypesArgs),
     Schema(types::SchemaArgs),
     Completions(types::CompletionsArgs),
@@ -165,6 +168,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Disable(args) => toggle::toggle(&place()?, &args, false),
         Command::Dashboard(args) => block_on(async { dashboard::dashboard(&place()?, &args).await }),
         Command::Webhook(args) => block_on(async { webhook::webhook(&place()?, args).await }),
+        Command::Tools(args) => with_log(global.json, async { tools::tools(&place()?, &args).await }),
         Command::Types(_) => types::types(global.json),
         Command::Schema(_) => types::schema(),
         Command::Completions(args) => types::completions(&args, global.json),
@@ -216,6 +220,7 @@ mod tests {
             "dirigent new a/x --cron * --cron * --tz UTC --webhook --template agent",
             "dirigent logs 012345 -f",
             "dirigent dashboard --no-open --json",
+            "dirigent tools --json",
             "dirigent completions zsh",
             "dirigent serve --hooks localhost:0 --role gateway",
             "dirigent webhook provision a/x --json",

@@ -6,6 +6,7 @@
 //! stay until the runs have had their time: who asks for a fire meanwhile is told to come back.
 
 use std::collections::HashMap;
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use tokio::net::TcpListener;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::oneshot;
 
+use crate::cli::dashboard;
 use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::{count, json_line, line, shown};
-use crate::cli::place::{absolute, check_root};
+use crate::cli::place::{Place, absolute, check_root};
 use crate::cli::run::bad_config;
 use crate::cli::times::duration;
 use crate::clock::Clock;
@@ -210,6 +212,17 @@ async fn until_told(
     let counts = daemon.look(Counts::of).await.unwrap_or_default();
     tell_ready(root, info, &counts, json)?;
     tracing::info!("ready; {} handles fires", info.admin);
+    // Only to a person: whoever reads a log later is not to be let in by it.
+    if !json
+        && std::io::stdout().is_terminal()
+        && let Ok(place) = Place::find(Some(root), info.data.as_deref(), json)
+        && let Ok(link) = dashboard::link(&place).await
+    {
+        line(format_args!(
+            "dashboard (works once, within two minutes; `dirigent dashboard` makes another): {}",
+            link.url
+        ))?;
+    }
     signals.next().await;
     Ok(())
 }

@@ -23,8 +23,8 @@ use crate::daemon::history;
 use crate::daemon::record::{Opened, Record, TooManyNodes};
 use crate::daemon::services::{Door, Services};
 use crate::fire::{
-    AppId, AutomationId, CallError, CtxCall, CtxCallBody, CtxReply, ErrorCode, Handle, RunId, RunStatus, TriggerInfo,
-    TriggerOrigin,
+    AppId, AutomationId, CallError, CtxCall, CtxCallBody, CtxReply, ErrorCode, Handle, LogLine, RunId, RunStatus,
+    TriggerInfo, TriggerOrigin,
 };
 use crate::isolate::JobControl;
 use crate::ledger::NodeClose;
@@ -188,8 +188,14 @@ impl Caller {
             Route::Builtin(Builtin::Read) => self.app_handler(HandlerKind::Query, &args).await,
             Route::Builtin(Builtin::Write) => self.app_handler(HandlerKind::Action, &args).await,
             Route::Mcp { server, tool } => {
-                let message = format!("{server}.{tool}: this dirigent has no MCP client, so no MCP tool can be called");
-                Err(CallError::new(tools::UNKNOWN_MCP_SERVER, message))
+                let Value::Object(args) = args else {
+                    return Err(invalid("tool arguments must be a JSON object".to_owned()));
+                };
+                let (record, clock) = (Arc::clone(&self.record), self.services.clock.clone());
+                let log = move |level, message| {
+                    record.append_log(vec![LogLine { at: clock.now_ms(), level, message, fields_json: None }]);
+                };
+                self.services.mcp.call(&server, &tool, args, Arc::new(log)).await.map(Some)
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::isolate::{Pool, PoolConfig};
 use crate::ledger::{Durability, LedgerConfig, Ledgers};
 use crate::models::Models;
 use crate::tools::app::AppTools;
+use crate::tools::mcp::Mcp;
 use crate::watch::{self, DiskEvent, WatchConfig, Watcher, WatcherState};
 
 pub use bus::{Bus, RunEvent, RunHappening};
@@ -231,6 +232,7 @@ impl Daemon {
                 tracing::warn!("some runs did not end; the next start records them as interrupted");
             }
         }
+        self.services.mcp.stop().await;
         self.services.ledgers.close_all().await;
         self.services.pool.shutdown().await;
     }
@@ -259,6 +261,8 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
         delivery_window_ms: i64::try_from(config.hooks.delivery_window_s.saturating_mul(1000)).unwrap_or(i64::MAX),
     });
     let tools = AppTools::new(Arc::new(folders.clone()));
+    let env = Arc::new(|name: &str| std::env::var(name).ok());
+    let mcp = Mcp::new(&options.root, config.mcp, config.limits.value_bytes, env);
     let slots = config.runs.slots;
     let pool = Pool::start(PoolConfig {
         program: options.program.clone(),
@@ -270,6 +274,7 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
         pool,
         ledgers,
         tools,
+        mcp,
         models: Models::new(config.models.clone(), Arc::new(|name: &str| std::env::var(name).ok())),
         bus: Bus::default(),
         clock: options.clock.clone(),

@@ -22,6 +22,7 @@ use crate::ledger::Ledgers;
 use crate::models::Models;
 use crate::tools::AppFiles;
 use crate::tools::app::AppTools;
+use crate::tools::mcp::Mcp;
 use crate::watch;
 
 /// A handler's source, pinned for one run.
@@ -45,6 +46,7 @@ pub struct Services {
     pub pool: Pool,
     pub ledgers: Ledgers,
     pub tools: AppTools,
+    pub mcp: Mcp,
     pub models: Models,
     pub bus: Bus,
     pub clock: Clock,

@@ -10,6 +10,7 @@
 
 pub mod app;
 pub mod data_db;
+pub mod mcp;
 
 use std::path::{Path, PathBuf};
 

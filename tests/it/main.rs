@@ -14,6 +14,7 @@ mod harness;
 mod hooks;
 mod hostile;
 mod isolate;
+mod mcp;
 mod outages;
 mod recording;
 mod runs;

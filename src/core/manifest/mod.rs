@@ -18,11 +18,11 @@
 //! A mistake in this module costs either an existing folder that no longer runs, or a trigger that fires although the
 //! file says otherwise.
 
-mod json_tree;
+pub(crate) mod json_tree;
 mod leniency;
 mod parse;
-mod position;
-mod report;
+pub(crate) mod position;
+pub(crate) mod report;
 mod rewrite;
 mod schema;
 #[cfg(test)]

@@ -238,6 +238,9 @@ impl Api {
             overview.problems.extend(part.problems);
         }
         overview.problems.extend(apps.iter().filter_map(|app| Some(moved_aside(app, &ledgers.quarantined(app)?))));
+        if all {
+            overview.problems.extend(self.daemon.services().mcp.problems().await);
+        }
         if all && let Some(state) = self.daemon.watcher_state() {
             overview.problems.extend(state.problems);
         }

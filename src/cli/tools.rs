@@ -1,0 +1,132 @@
+//! `tools`: everything that `ctx.tool` can reach from this root, straight from disk; MCP servers are started for it, here,
+//! with this shell's environment.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::output::{BAD, Cell, DIM, Table, count, document, line, note, problem, shortened};
+use crate::cli::place::Place;
+use crate::cli::run::bad_config;
+use crate::config::Config;
+use crate::fire::Problem;
+use crate::tools::Builtin;
+use crate::tools::app::AppTools;
+use crate::tools::mcp::{Mcp, ServerTools};
+use crate::watch;
+
+/// A description is one line of many here.
+const DESCRIPTION_CHARS: usize = 90;
+/// On top of the time for its start, a server gets this long to tell its tools.
+const TELL_TIME: Duration = Duration::from_secs(15);
+
+/// Lists the tools that handlers can call: the built-in ones with their apps' queries and actions, and those of the MCP
+/// servers in mcp.json.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  dirigent tools
+  dirigent tools --json | jq '.mcp[].tools[].name'
+
+The MCP servers are started to be asked, with the environment of this shell, and stopped again. A
+handler may call those that its manifest's `requires.tools` or `requires.mcps` names.")]
+pub struct ToolsArgs {}
+
+pub async fn tools(place: &Place, _: &ToolsArgs) -> Outcome {
+    let config = Config::load(&place.root).map_err(bad_config)?;
+    let apps = apps(place).await?;
+    let mcp = Mcp::new(
+        &place.root,
+        config.mcp,
+        config.limits.value_bytes,
+        std::sync::Arc::new(|name: &str| std::env::var(name).ok()),
+    );
+    let problems = mcp.problems().await;
+    let configured = mcp.names();
+    if !configured.is_empty() && !place.json {
+        note(format_args!("asking {}: {}", count(configured.len(), "MCP server"), configured.join(", ")));
+    }
+    let servers = mcp.catalog(Duration::from_secs_f64(config.mcp.start_timeout_s) + TELL_TIME).await;
+    mcp.stop().await;
+    if place.json {
+        let builtin: Vec<Value> =
+            Builtin::ALL.iter().map(|tool| json!({ "name": tool.name(), "description": what(*tool) })).collect();
+        document(&json!({ "builtin": builtin, "apps": apps, "mcp": servers, "problems": problems }))?;
+    } else {
+        tell(&apps, &servers, &problems)?;
+    }
+    Ok(exit::FINE)
+}
+
+/// What every built-in tool is for.
+fn what(tool: Builtin) -> &'static str {
+    match tool {
+        Builtin::Describe => "what apps there are, and their queries and actions with schemas",
+        Builtin::Read => "runs a query of an app: { app, query, input }",
+        Builtin::Write => "runs an action of an app: { app, action, input }",
+    }
+}
+
+/// As `centraid_describe` summarises them.
+async fn apps(place: &Place) -> Result<Vec<Value>, Failure> {
+    let folders = place.folders();
+    let root = place.root.clone();
+    let batch = tokio::task::spawn_blocking(move || watch::scan(&root)).await;
+    for folder in batch.map_err(|error| Failure::failed("scan", error.to_string()))?.apps {
+        if let Some(app) = &folder.app {
+            folders.set(app, folder.present.then_some(folder.dir.as_path()));
+        }
+    }
+    let tools = AppTools::new(std::sync::Arc::new(folders));
+    let told = tools.describe(&Value::Null, None).await;
+    let mut told = told.map_err(|error| Failure::failed(&error.code, error.message))?;
+    match told["apps"].take() {
+        Value::Array(apps) => Ok(apps),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn tell(apps: &[Value], servers: &[ServerTools], problems: &[Problem]) -> Result<(), Failure> {
+    let mut table = Table::new(&["TOOL", "DESCRIPTION"]);
+    for tool in Builtin::ALL {
+        table.row(vec![tool.name().into(), what(tool).into()]);
+    }
+    for app in apps {
+        let id = app["id"].as_str().unwrap_or_default();
+        if let Some(why) = app["error"]["message"].as_str() {
+            table.row(vec![id.into(), Cell::new(&shortened(why, DESCRIPTION_CHARS), BAD)]);
+        }
+        for (kind, list) in [("query", "queries"), ("action", "actions")] {
+            for entry in app[list].as_array().into_iter().flatten() {
+                let name = entry["name"].as_str().unwrap_or_default();
+                table.row(vec![format!("  {id}: {kind} {name}").into(), description(entry)]);
+            }
+        }
+    }
+    for server in servers {
+        if let Some(error) = &server.error {
+            table.row(vec![format!("{}.*", server.server).into(), Cell::new(&error.message, BAD)]);
+        }
+        if server.tools.as_ref().is_some_and(Vec::is_empty) {
+            table.row(vec![format!("{}.*", server.server).into(), Cell::new("it has no tools", DIM)]);
+        }
+        for tool in server.tools.iter().flatten() {
+            let name = tool["name"].as_str().unwrap_or_default();
+            table.row(vec![format!("{}.{name}", server.server).into(), description(tool)]);
+        }
+    }
+    table.print()?;
+    // A server that cannot be used says so above.
+    for found in problems.iter().filter(|found| found.is_error()) {
+        line("")?;
+        problem(found, "")?;
+    }
+    Ok(())
+}
+
+fn description(entry: &Value) -> Cell {
+    let text = entry["description"].as_str().or(entry["title"].as_str()).unwrap_or_default();
+    let first = text.trim().lines().next().unwrap_or_default();
+    Cell::new(&shortened(first, DESCRIPTION_CHARS), DIM)
+}

@@ -1,0 +1,499 @@
+//! One connection to one server, from its start to its end: the SDK's client over one of the two transports, and, for a
+//! server that is a program, its process.
+//!
+//! A connection has one task, [`keep`], which alone waits for its end and makes the process go; [`Connection::ended`]
+//! comes when nothing of it is left. A call whose future is dropped tells the server that it is cancelled.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmcp::model::{
+    CallToolRequest, CallToolRequestParams, CancelledNotification, CancelledNotificationParam, ClientCapabilities,
+    ClientConfig, ClientNotification, ClientRequest, Implementation, JsonObject, PaginatedRequestParams,
+    ProtocolVersion, RequestId, ServerResult, Tool,
+};
+use rmcp::service::{ClientInitializeError, PeerRequestOptions, RunningService};
+use rmcp::transport::Transport;
+use rmcp::transport::streamable_http_client::{
+    StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
+};
+use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, timeout};
+
+use super::file::Spec;
+use super::lines::Lines;
+use super::process::{self, INHERITED, LastWords, Process};
+use super::result::value_of;
+use super::secrets::{self, Expanded};
+use super::watched::{RunLog, Watch, Watched};
+use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
+use crate::core::near_name::nearest;
+use crate::core::shortened::shortened;
+use crate::fire::CallError;
+use crate::tools::UNKNOWN_TOOL;
+
+/// A host that does not even take the connection within this time will not.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pages of a list of tools; a server with more has no end of them.
+const MAX_PAGES: usize = 50;
+/// A name that a fresh list does not have is looked for again only in an older one.
+const FRESH: Duration = Duration::from_secs(2);
+/// The SDK's own end takes up to 5 s when the server has asked something.
+const GOODBYE: Duration = Duration::from_secs(6);
+/// What a foreign message may add to one of ours.
+const MAX_REASON_CHARS: usize = 1000;
+
+/// What a connection is made of.
+pub struct Setup {
+    pub name: String,
+    pub spec: Spec,
+    /// The folder in which a program runs.
+    pub root: Arc<Path>,
+    pub env: Env,
+    pub start_time: Duration,
+    /// Bytes of the longest message that is taken.
+    pub max_message: usize,
+}
+
+impl Setup {
+    fn expanded(&self) -> Result<Expanded, CallError> {
+        let (values, key) = match &self.spec {
+            Spec::Process { env, .. } => (env, "env"),
+            Spec::Http { headers, .. } => (headers, "headers"),
+        };
+        secrets::expand(values, &*self.env, INHERITED).map_err(|missing| {
+            let message = format!(
+                "MCP server {:?} cannot be used: `{key}` in mcp.json names ${{{missing}}}, and the environment variable \
+                 {missing} is not set; set it for the daemon and restart it",
+                self.name
+            );
+            CallError::new(MCP_NOT_CONFIGURED, message)
+        })
+    }
+
+    /// # Errors
+    /// Why the server cannot be used in this environment, without starting it.
+    pub fn check(&self) -> Result<(), CallError> {
+        self.expanded().map(|_| ())
+    }
+
+    fn failed(&self, why: &str) -> CallError {
+        CallError::new(MCP_FAILED, format!("MCP server {:?} could not be started: {why}", self.name))
+    }
+}
+
+/// What dirigent is to a server.
+struct Client;
+
+impl ClientHandler for Client {
+    fn get_info(&self) -> ClientConfig {
+        let this = Implementation::new("dirigent", env!("CARGO_PKG_VERSION"));
+        let mut info = ClientConfig::new(ClientCapabilities::default(), this);
+        info.protocol_version = ProtocolVersion::LATEST_WITH_INITIALIZE;
+        info
+    }
+}
+
+/// See the module text. Dropping it ends it.
+pub struct Connection {
+    name: String,
+    peer: Peer<RoleClient>,
+    watch: Arc<Watch>,
+    tools: Mutex<(Instant, Arc<Vec<Tool>>)>,
+    started: Instant,
+    /// True to end it.
+    stop: watch::Sender<bool>,
+    /// How it ended, once it has.
+    end: watch::Receiver<Option<String>>,
+}
+
+/// Why there is no connection.
+enum NotUp {
+    /// It answered, and does not know the usual greeting: newer servers need not.
+    Refused(CallError),
+    Failed(CallError),
+}
+
+impl From<CallError> for NotUp {
+    fn from(error: CallError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Starts a server and greets it: as all servers know it, or else as the protocol wants it since 2026-07-28. In this
+/// order, because older servers take the newer greeting for an error, and some of them end.
+///
+/// # Errors
+/// [`MCP_NOT_CONFIGURED`] for a variable that is not set, [`MCP_FAILED`] for what does not start or does not answer.
+pub async fn start(setup: &Setup) -> Result<Connection, CallError> {
+    let refusal = match start_as(setup, ClientLifecycleMode::Initialize).await {
+        Ok(connection) => return Ok(connection),
+        Err(NotUp::Failed(error)) => return Err(error),
+        Err(NotUp::Refused(error)) => error,
+    };
+    let newest = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
+    start_as(setup, newest).await.map_err(|_| refusal)
+}
+
+async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Connection, NotUp> {
+    let Expanded { values, redactor } = setup.expanded()?;
+    let watch = Arc::new(Watch::new(&setup.name, redactor));
+    match &setup.spec {
+        Spec::Process { command, args, .. } => {
+            let inherited = |name: &str| (setup.env)(name);
+            let redactor = &watch.redactor;
+            let spawned = process::spawn(&setup.name, command, args, &values, inherited, &setup.root, redactor);
+            let (process, stdin, stdout) = spawned.map_err(|error| {
+                let hint =
+                    if error.kind() == std::io::ErrorKind::NotFound { "; is it installed, and in PATH?" } else { "" };
+                setup.failed(&format!("the program {command:?} cannot be run: {error}{hint}"))
+            })?;
+            let lines = Lines::new(stdout, stdin, setup.max_message, Arc::clone(&watch));
+            greet(setup, Watched::new(lines, Arc::clone(&watch)), watch, Some(process), lifecycle).await
+        }
+        Spec::Http { url, .. } => {
+            let mut headers = HashMap::new();
+            for (name, value) in values {
+                let parsed = http::HeaderName::from_bytes(name.as_bytes()).ok();
+                let (Some(parsed), Ok(mut value)) = (parsed, http::HeaderValue::from_str(&value)) else {
+                    let message =
+                        format!("MCP server {:?}: header {name:?} holds what no header can carry", setup.name);
+                    return Err(CallError::new(MCP_NOT_CONFIGURED, message).into());
+                };
+                value.set_sensitive(true);
+                headers.insert(parsed, value);
+            }
+            let client = http_client().map_err(|error| setup.failed(&deepest(&error)))?;
+            let config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
+                .custom_headers(headers)
+                .max_sse_event_size(setup.max_message);
+            let transport = StreamableHttpClientTransport::with_client(client, config);
+            greet(setup, Watched::new(transport, Arc::clone(&watch)), watch, None, lifecycle).await
+        }
+    }
+}
+
+fn http_client() -> reqwest::Result<reqwest::Client> {
+    // An error means that a provider is installed already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        // A redirect would take the headers, and what is secret in them, to another place.
+        .redirect(reqwest::redirect::Policy::none())
+        // A kept connection whose last answer was not read to its end stalls the next request.
+        .pool_max_idle_per_host(0)
+        .user_agent(concat!("dirigent/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+async fn greet<T>(
+    setup: &Setup,
+    transport: Watched<T>,
+    watch: Arc<Watch>,
+    process: Option<Process>,
+    lifecycle: ClientLifecycleMode,
+) -> Result<Connection, NotUp>
+where
+    T: Transport<RoleClient> + 'static,
+{
+    let last_words = process.as_ref().map(Process::last_words).unwrap_or_default();
+    let mut patience = process::EXIT_TIME;
+    let mut refused = false;
+    let why = match timeout(setup.start_time, rmcp::serve_client_with_lifecycle(Client, transport, lifecycle)).await {
+        Ok(Ok(service)) => return Ok(Connection::of(setup, service, watch, process, last_words)),
+        Ok(Err(error)) => {
+            refused = matches!(error, ClientInitializeError::JsonRpcError(_));
+            explain_start(&error)
+        }
+        Err(_) => {
+            patience = Duration::ZERO;
+            let time = setup.start_time.as_secs_f64();
+            format!("it did not answer within {time} s (`start_timeout_s` of `[mcp]` in dirigent.toml)")
+        }
+    };
+    let why = watch.why_broken().map_or(why, str::to_owned);
+    let ending = match process {
+        Some(process) => how_it_ended(process.leave(patience).await, &last_words),
+        None => String::new(),
+    };
+    let error = setup.failed(&shortened(&watch.redactor.text(&format!("{why}{ending}")), MAX_REASON_CHARS));
+    Err(if refused { NotUp::Refused(error) } else { NotUp::Failed(error) })
+}
+
+/// To be put behind a reason.
+fn how_it_ended(status: Option<std::process::ExitStatus>, last_words: &LastWords) -> String {
+    let mut text = status.map(|status| format!(" ({status})")).unwrap_or_default();
+    let words = last_words.text();
+    if !words.is_empty() {
+        text.push_str(&format!("; it last said: {words}"));
+    }
+    text
+}
+
+impl Connection {
+    fn of(
+        setup: &Setup,
+        service: RunningService<RoleClient, Client>,
+        watch: Arc<Watch>,
+        process: Option<Process>,
+        last_words: LastWords,
+    ) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (ended, end) = watch::channel(None);
+        let peer = service.peer().clone();
+        let started = Instant::now();
+        tokio::spawn(keep(setup.name.clone(), service, process, last_words, Arc::clone(&watch), stopped, ended));
+        let tools = Mutex::new((started, Arc::default()));
+        Self { name: setup.name.clone(), peer, watch, tools, started, stop, end }
+    }
+
+    pub fn is_up(&self) -> bool {
+        !self.peer.is_transport_closed() && !*self.stop.borrow() && self.end.borrow().is_none()
+    }
+
+    /// Why it has ended; `None` while it has not, or is still about to.
+    pub fn why_ended(&self) -> Option<String> {
+        self.end.borrow().clone()
+    }
+
+    /// For how long it has been up.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Ends it; what is in flight fails.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Comes when it has ended, with the reason.
+    pub async fn ended(&self) -> String {
+        let mut end = self.end.clone();
+        match end.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // Its task is gone, with the runtime.
+            Err(_) => "it was stopped".to_owned(),
+        }
+    }
+
+    /// Performs one call and gives the result as JSON text. Drop the future to cancel it.
+    ///
+    /// # Errors
+    /// [`UNKNOWN_TOOL`]; [`super::MCP_TOOL_ERROR`] for a result that is an error; [`MCP_FAILED`] when there is no result.
+    pub async fn call(&self, tool: &str, arguments: JsonObject, log: RunLog) -> Result<String, CallError> {
+        self.check_name(tool).await?;
+        let attended = self.watch.attend(tool, log);
+        let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
+        let mut request = CallToolRequest::new(params);
+        request.extensions.insert(attended.id);
+        let request = ClientRequest::CallToolRequest(request);
+        let sent = self.peer.send_request_with_option(request, PeerRequestOptions::no_options()).await;
+        let answer = match sent {
+            Ok(handle) => {
+                let mut abandoned = Abandoned { peer: self.peer.clone(), id: Some(handle.id.clone()) };
+                let answer = handle.await_response().await;
+                abandoned.id = None;
+                answer
+            }
+            Err(error) => Err(error),
+        };
+        drop(attended);
+        let what = || format!("{}.{tool}", self.name);
+        match answer {
+            Ok(ServerResult::CallToolResult(result)) => value_of(result, &self.watch.redactor),
+            Ok(ServerResult::InputRequiredResult(_)) => Err(CallError::new(
+                MCP_FAILED,
+                format!("{}: the tool asks for input that only a person can give", what()),
+            )),
+            Ok(_) => Err(CallError::new(MCP_FAILED, format!("{}: the server answered with what is no result", what()))),
+            Err(error) => Err(self.explained(&what(), error).await),
+        }
+    }
+
+    /// The tools that the server has now; asked for only when they may have changed.
+    ///
+    /// # Errors
+    /// [`MCP_FAILED`] when it does not tell.
+    pub async fn tools(&self) -> Result<Arc<Vec<Tool>>, CallError> {
+        let mut known = self.tools.lock().await;
+        if self.watch.take_stale() {
+            match self.ask_tools().await {
+                Ok(tools) => *known = (Instant::now(), Arc::new(tools)),
+                Err(error) => {
+                    self.watch.set_stale();
+                    return Err(self.explained(&format!("{}: tools/list", self.name), error).await);
+                }
+            }
+        }
+        Ok(Arc::clone(&known.1))
+    }
+
+    async fn ask_tools(&self) -> Result<Vec<Tool>, ServiceError> {
+        if self.peer.peer_info().is_some_and(|info| info.capabilities.tools.is_none()) {
+            return Ok(Vec::new());
+        }
+        let mut tools = Vec::new();
+        let mut params: Option<PaginatedRequestParams> = None;
+        for _ in 0..MAX_PAGES {
+            let page = self.peer.list_tools(params.take()).await?;
+            tools.extend(page.tools);
+            match page.next_cursor {
+                Some(cursor) => params = Some(PaginatedRequestParams::default().with_cursor(Some(cursor))),
+                None => break,
+            }
+        }
+        Ok(tools)
+    }
+
+    /// A name that the server does not have is not sent to it.
+    async fn check_name(&self, tool: &str) -> Result<(), CallError> {
+        let mut tools = self.tools().await?;
+        if tools.iter().all(|known| known.name != tool) && self.tools.lock().await.0.elapsed() > FRESH {
+            self.watch.set_stale();
+            tools = self.tools().await?;
+        }
+        if tools.iter().any(|known| known.name == tool) {
+            return Ok(());
+        }
+        let names: Vec<&str> = tools.iter().map(|known| known.name.as_ref()).collect();
+        let hint = match nearest(tool, &names) {
+            Some(near) => format!("did you mean \"{}.{near}\"?", self.name),
+            None => format!("it has {}", listed(&names)),
+        };
+        let message = format!("MCP server {:?} has no tool {:?}; {hint}", self.name, shortened(tool, 100));
+        Err(CallError::new(UNKNOWN_TOOL, self.watch.redactor.text(&message)))
+    }
+
+    /// An error in words; one of the connection ends it, so that the next call has a new one.
+    async fn explained(&self, what: &str, error: ServiceError) -> CallError {
+        let why = match error {
+            ServiceError::McpError(error) => error.message.into_owned(),
+            ServiceError::TransportSend(error) => {
+                let why = explain_transport(error.error.as_ref());
+                self.stop();
+                why
+            }
+            ServiceError::TransportClosed | ServiceError::Cancelled { .. } => {
+                self.stop();
+                self.ended().await
+            }
+            other => other.to_string(),
+        };
+        let why = shortened(&self.watch.redactor.text(&why), MAX_REASON_CHARS);
+        CallError::new(MCP_FAILED, format!("{what}: {why}"))
+    }
+
+    pub fn redactor(&self) -> &secrets::Redactor {
+        &self.watch.redactor
+    }
+}
+
+/// A few names in words.
+fn listed(names: &[&str]) -> String {
+    let shown: Vec<&str> = names.iter().take(20).copied().collect();
+    match names.len() {
+        0 => "no tools".to_owned(),
+        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
+        _ => shown.join(", "),
+    }
+}
+
+/// Tells the server about a request that nobody waits for any more.
+struct Abandoned {
+    peer: Peer<RoleClient>,
+    id: Option<RequestId>,
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        let peer = self.peer.clone();
+        // Without a runtime the connection is going as well.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let reason = Some("the run no longer waits for it".to_owned());
+            let params = CancelledNotificationParam::new(Some(id), reason);
+            let notification = CancelledNotification::new(params);
+            // A connection that is gone has nothing to cancel.
+            let _ = peer.send_notification(ClientNotification::CancelledNotification(notification)).await;
+        });
+    }
+}
+
+/// The life of one connection.
+async fn keep(
+    name: String,
+    service: RunningService<RoleClient, Client>,
+    process: Option<Process>,
+    last_words: LastWords,
+    watch: Arc<Watch>,
+    mut stopped: watch::Receiver<bool>,
+    ended: watch::Sender<Option<String>>,
+) {
+    let cancel = service.cancellation_token();
+    let mut serving = std::pin::pin!(service.waiting());
+    let asked_to = tokio::select! {
+        _ = &mut serving => false,
+        // An error: nobody holds the connection any more.
+        _ = stopped.wait_for(|stop| *stop) => true,
+    };
+    if asked_to {
+        cancel.cancel();
+        let _ = timeout(GOODBYE, serving).await;
+    }
+    let reason = match (watch.why_broken(), asked_to) {
+        (Some(why), _) => why.to_owned(),
+        (None, true) => "the connection was closed".to_owned(),
+        (None, false) => "the server ended".to_owned(),
+    };
+    let reason = match process {
+        Some(process) => {
+            let patience = if watch.why_broken().is_some() { Duration::ZERO } else { process::LEAVE_TIME };
+            let status = process.leave(patience).await;
+            if asked_to { reason } else { format!("{reason}{}", how_it_ended(status, &last_words)) }
+        }
+        None => reason,
+    };
+    let reason = shortened(&watch.redactor.text(&reason), MAX_REASON_CHARS);
+    if asked_to {
+        tracing::debug!(server = name, "stopped");
+    } else {
+        tracing::warn!(server = name, "{}", reason.escape_debug());
+    }
+    ended.send_replace(Some(reason));
+}
+
+fn explain_start(error: &ClientInitializeError) -> String {
+    match error {
+        error if error.is_authorization_required() => {
+            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
+        }
+        ClientInitializeError::TransportError { error, .. } => explain_transport(error.error.as_ref()),
+        ClientInitializeError::JsonRpcError(error) => format!("it refused to start a session: {}", error.message),
+        ClientInitializeError::ConnectionClosed(_) => "it ended before it answered".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn explain_transport(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
+        Some(StreamableHttpError::Client(error)) => deepest(error),
+        Some(StreamableHttpError::AuthRequired(_)) => {
+            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
+        }
+        _ => deepest(error),
+    }
+}
+
+/// The cause behind all causes; those before it repeat the URL.
+fn deepest(error: &(dyn Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
+}

@@ -1,0 +1,251 @@
+//! What `env` and `headers` of a server stand for, and how it is kept out of everything that is shown.
+//!
+//! Words: a *reference* is `${NAME}`, or `${NAME:-instead}`, in a value; it stands for a variable of the daemon's own
+//! environment. What follows is *secret* to a [`Redactor`]: what a reference stood for, and a value that is written out
+//! where secrets stand (an `Authorization` header, a variable called `…TOKEN`) or that looks like one (long, without
+//! blanks and slashes, letters and digits mixed). What a server inherits anyway, such as `HOME`, is none, nor is text so
+//! short that a redaction would only garble other text.
+//!
+//! Invariant: whatever comes from a server goes through its redactor before it reaches an isolate, a ledger, a log or a
+//! message. A server is free to encode a secret before it tells it; against that there is no remedy but not to give it
+//! one.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// Stands where a secret stood.
+const INSTEAD: &str = "[redacted]";
+/// Shorter text is no secret, and stands in other text by chance.
+const MIN_SECRET: usize = 4;
+const MIN_SECRET_DIGITS: usize = 6;
+/// A value that is written out, under a name that says nothing, is a secret only from this length on.
+const MIN_UNNAMED_SECRET: usize = 16;
+const SECRET_WORDS: &[&str] = &["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH", "COOKIE", "SESSION", "PAT"];
+
+/// Values with their references replaced.
+pub struct Expanded {
+    pub values: BTreeMap<String, String>,
+    pub redactor: Redactor,
+}
+
+/// Replaces the references in all values. `env` looks up a variable; `inherited` are those that are no secret.
+///
+/// # Errors
+/// The name of a variable that is not set.
+pub fn expand(
+    values: &BTreeMap<String, String>,
+    env: &dyn Fn(&str) -> Option<String>,
+    inherited: &[&str],
+) -> Result<Expanded, String> {
+    let mut secrets = Vec::new();
+    let mut expanded = BTreeMap::new();
+    for (name, value) in values {
+        let mut text = String::new();
+        let mut literal = true;
+        for part in parts(value) {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Reference { name, instead } => {
+                    let found = env(name).or_else(|| instead.map(str::to_owned)).ok_or_else(|| name.to_owned())?;
+                    text.push_str(&found);
+                    literal = false;
+                    if !inherited.contains(&name) {
+                        secrets.push(found);
+                    }
+                }
+            }
+        }
+        if literal && is_secret(name, &text) {
+            // `Bearer <token>`: the token alone is the secret too.
+            secrets.extend(text.split_once(' ').map(|(_, rest)| rest.to_owned()));
+            secrets.push(text.clone());
+        }
+        expanded.insert(name.clone(), text);
+    }
+    Ok(Expanded { values: expanded, redactor: Redactor::new(secrets) })
+}
+
+fn is_secret(name: &str, value: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    let looks = || {
+        value.len() >= MIN_UNNAMED_SECRET
+            && !value.contains(|c: char| c.is_whitespace() || c == '/')
+            && value.contains(|c: char| c.is_ascii_digit())
+            && value.contains(|c: char| c.is_ascii_alphabetic())
+    };
+    SECRET_WORDS.iter().any(|word| name.contains(word)) || looks()
+}
+
+enum Part<'a> {
+    Text(&'a str),
+    Reference { name: &'a str, instead: Option<&'a str> },
+}
+
+/// The text and the references of a value, in order. What only resembles a reference is text.
+fn parts(mut value: &str) -> Vec<Part<'_>> {
+    let mut parts = Vec::new();
+    while let Some(start) = value.find("${") {
+        let Some(len) = value[start..].find('}') else { break };
+        let inner = &value[start + 2..start + len];
+        let (name, instead) = match inner.split_once(":-") {
+            Some((name, instead)) => (name, Some(instead)),
+            None => (inner, None),
+        };
+        let end = start + len + 1;
+        if is_variable_name(name) {
+            parts.push(Part::Text(&value[..start]));
+            parts.push(Part::Reference { name, instead });
+        } else {
+            parts.push(Part::Text(&value[..end]));
+        }
+        value = &value[end..];
+    }
+    parts.push(Part::Text(value));
+    parts
+}
+
+fn is_variable_name(name: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.starts_with(|c: char| word(c) && !c.is_ascii_digit()) && name.chars().all(word)
+}
+
+/// Takes secrets out of text. No `Debug`: it holds them.
+#[derive(Clone, Default)]
+pub struct Redactor {
+    /// The longest first, so that none hides half of another.
+    secrets: Vec<String>,
+}
+
+impl Redactor {
+    fn new(found: Vec<String>) -> Self {
+        let mut secrets: Vec<String> = Vec::new();
+        for secret in found.into_iter().map(|secret| secret.trim().to_owned()) {
+            // Few digits are a port or a year.
+            let digits = secret.chars().all(|c| c.is_ascii_digit());
+            if secret.chars().count() < if digits { MIN_SECRET_DIGITS } else { MIN_SECRET } {
+                continue;
+            }
+            // As it stands in JSON that is quoted as text.
+            let quoted = Value::from(secret.as_str()).to_string();
+            let quoted = quoted[1..quoted.len() - 1].to_owned();
+            if quoted != secret {
+                secrets.push(quoted);
+            }
+            secrets.push(secret);
+        }
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets.dedup();
+        Self { secrets }
+    }
+
+    pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        for secret in &self.secrets {
+            if text.contains(secret.as_str()) {
+                text = Cow::Owned(text.replace(secret.as_str(), INSTEAD));
+            }
+        }
+        text
+    }
+
+    /// As [`Self::text`], for all texts and names in a value.
+    pub fn value(&self, value: &mut Value) {
+        if self.secrets.is_empty() {
+            return;
+        }
+        match value {
+            Value::String(text) => {
+                if let Cow::Owned(redacted) = self.text(text) {
+                    *text = redacted;
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.value(item)),
+            Value::Object(members) => {
+                if members.keys().any(|name| matches!(self.text(name), Cow::Owned(_))) {
+                    let renamed = std::mem::take(members).into_iter();
+                    members.extend(renamed.map(|(name, value)| (self.text(&name).into_owned(), value)));
+                }
+                members.values_mut().for_each(|value| self.value(value));
+            }
+            // A secret of digits alone is a secret as a number, too.
+            Value::Number(number) => {
+                if self.secrets.contains(&number.to_string()) {
+                    *value = Value::from(INSTEAD);
+                }
+            }
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn env(name: &str) -> Option<String> {
+        Some(match name {
+            "TOKEN" => "hunter2".to_owned(),
+            "ODD" => "a\"b\\c".to_owned(),
+            "HOME" => "/home/me".to_owned(),
+            "SHORT" => "on".to_owned(),
+            "PORT" => "3001".to_owned(),
+            "EMPTY" => String::new(),
+            _ => return None,
+        })
+    }
+
+    fn of(name: &str, value: &str) -> Result<Expanded, String> {
+        expand(&BTreeMap::from([(name.to_owned(), value.to_owned())]), &env, &["HOME"])
+    }
+
+    #[test]
+    fn references_stand_for_the_environment() {
+        for (value, expected) in [
+            ("plain", Ok("plain")),
+            ("${TOKEN}", Ok("hunter2")),
+            ("Bearer ${TOKEN}!${TOKEN}", Ok("Bearer hunter2!hunter2")),
+            ("${HOME}/x", Ok("/home/me/x")),
+            ("${EMPTY}", Ok("")),
+            ("${NONE}", Err("NONE")),
+            ("${NONE:-x}", Ok("x")),
+            ("${TOKEN:-x}", Ok("hunter2")),
+            ("$TOKEN ${} ${a-b} ${1A} ${", Ok("$TOKEN ${} ${a-b} ${1A} ${")),
+            ("${ü", Ok("${ü")),
+        ] {
+            let found = of("X", value).map(|expanded| expanded.values["X"].clone());
+            assert_eq!(found.as_deref().map_err(String::as_str), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_known_by_where_they_come_from_and_stand() {
+        for (name, value, text, redacted) in [
+            ("X", "${TOKEN}", "it is hunter2.", "it is [redacted]."),
+            ("Authorization", "Bearer ${TOKEN}", "hunter2", "[redacted]"),
+            ("Authorization", "Bearer abcdef", "token abcdef, Bearer abcdef", "token [redacted], [redacted]"),
+            ("GITHUB_TOKEN", "abcd", "abcd", "[redacted]"),
+            ("X", "ghp_0123456789abcdef", "ghp_0123456789abcdef", "[redacted]"),
+            ("X", "${ODD}", "{\\\"k\\\":\\\"a\\\"b\\\\c\\\"}", "{\\\"k\\\":\\\"[redacted]\\\"}"),
+            ("X", "${ODD}", "a\"b\\c", "[redacted]"),
+            ("TZ", "Europe/Berlin", "Europe/Berlin", "Europe/Berlin"),
+            ("DIR", "${HOME}/data", "/home/me/data", "/home/me/data"),
+            ("PORT", "${PORT}", "port 3001", "port 3001"),
+            ("MODE", "${SHORT}", "on and on", "on and on"),
+            ("MODE", "production", "production", "production"),
+        ] {
+            let expanded = of(name, value).unwrap_or_else(|missing| panic!("{value}: {missing}"));
+            assert_eq!(expanded.redactor.text(text), redacted, "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn values_are_redacted_everywhere_in_them() {
+        let redactor = Redactor::new(vec!["hunter2".to_owned(), "hunter22".to_owned(), "123456".to_owned()]);
+        let mut value = json!({"a": ["x hunter22 y", {"hunter2": true}], "n": 123_456, "b": null});
+        redactor.value(&mut value);
+        assert_eq!(value, json!({"a": ["x [redacted] y", {"[redacted]": true}], "n": "[redacted]", "b": null}));
+    }
+}

@@ -1,0 +1,145 @@
+//! A server that misbehaves fails its own call, with a reason, and nothing else.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{call, call_in_run, hostile, one, root_with};
+
+const SECRET: &str = "postgres://me:hunter2@db";
+
+fn message(result: &Value) -> &str {
+    result["message"].as_str().unwrap_or_else(|| panic!("no error: {result}"))
+}
+
+/// Each misdeed in a run of its own, on the same server; after each, the server (or the next one) answers.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn misdeeds_fail_the_call_alone() {
+    let env = json!({"SECRET_URL": SECRET});
+    let root = root_with(&json!({"one": hostile(env.clone()), "two": hostile(env)}));
+    let daemon = root.daemon().await;
+    let bystander = one(&daemon, "two.pid").await["ok"].clone();
+    for (tool, dies, found) in [
+        ("garbage", false, Ok(json!("after garbage"))),
+        ("die", true, Err("it last said: goodbye from [redacted]")),
+        ("huge", false, Err("it sent a message of 1048576")),
+        ("anonymous", true, Err("it sent a message of 104857600 bytes; at most 33619968 are taken")),
+        ("infinite", false, Err("cannot be read: number out of range")),
+        ("deep", false, Err("nests deeper than 100 levels")),
+        ("shapeless", false, Err("answered with what is no result")),
+        ("refusal", false, Err("out of order: [redacted]")),
+        ("stderr", false, Ok(json!("said a lot"))),
+        ("notifications", false, Ok(json!("told a lot"))),
+        ("ask", true, Err("it asked 64 things without reading an answer")),
+    ] {
+        let before = one(&daemon, "one.pid").await;
+        let result = one(&daemon, &format!("one.{tool}")).await;
+        match found {
+            Ok(value) => assert_eq!(result["ok"], value, "{tool}: {result}"),
+            Err(part) => {
+                assert_eq!(result["code"], "mcp_failed", "{tool}: {result}");
+                assert!(message(&result).contains(part), "{tool}: {result}");
+                assert!(message(&result).len() < 2000, "{tool}");
+            }
+        }
+        let after = one(&daemon, "one.pid").await;
+        assert!(before.get("ok").is_some() && after.get("ok").is_some(), "{tool}: {before}, {after}");
+        assert_eq!(before != after, dies, "{tool}");
+    }
+    assert_eq!(one(&daemon, "two.pid").await["ok"], bystander, "another server is left alone");
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_death_rejects_all_calls_in_flight_with_the_reason() {
+    let root = root_with(&json!({"one": hostile(json!({}))}));
+    let daemon = root.daemon().await;
+    for result in call(&daemon, json!([["one.never"], ["one.never"], ["one.die"]])).await {
+        assert_eq!(result["code"], "mcp_failed");
+        assert!(message(&result).contains("the server ended (exit status: 3)"), "{result}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn secrets_stay_out_of_results_errors_and_logs() {
+    let root = root_with(&json!({"one": hostile(json!({"SECRET_URL": SECRET}))}));
+    let daemon = root.daemon().await;
+    let (run_id, results) = call_in_run(
+        &daemon,
+        json!([["one.confess"], ["one.confess", {"how": "error"}], ["one.tell"], ["one.environment"]]),
+    )
+    .await;
+    assert_eq!(results[0]["ok"], json!({"[redacted]": "it is [redacted]!"}));
+    assert_eq!(results[1], json!({"code": "mcp_tool_error", "message": "I know [redacted]"}));
+    assert_eq!(results[2]["ok"], "done");
+    assert_eq!(results[3]["ok"]["SECRET_URL"], "[redacted]");
+    let logged = root.sql("a", &format!("select level, message from run_logs where run_id = '{run_id}' order by seq"));
+    assert!(logged.contains(&"info|one.tell: 1 of 2: [redacted]".to_owned()), "{logged:?}");
+    assert!(logged.contains(&"warn|one.tell: half done".to_owned()), "{logged:?}");
+    assert!(!logged.iter().any(|line| line.contains("not mine")), "{logged:?}");
+    let bytes = std::fs::read(root.join("a/runtime.sqlite")).expect("the ledger");
+    assert!(!String::from_utf8_lossy(&bytes).contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_flood_of_messages_leaves_the_log_readable() {
+    let root = root_with(&json!({"one": hostile(json!({}))}));
+    let daemon = root.daemon().await;
+    let (run_id, results) = call_in_run(&daemon, json!([["one.notifications"]])).await;
+    assert_eq!(results[0]["ok"], "told a lot");
+    let lines = root.sql("a", &format!("select count(*) from run_logs where run_id = '{run_id}'"));
+    let lines: u32 = lines[0].parse().unwrap();
+    assert!((100..5000).contains(&lines), "{lines} of 40000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_list_that_changes_is_asked_for_again() {
+    let root = root_with(&json!({"one": hostile(json!({}))}));
+    let daemon = root.daemon().await;
+    let unknown = one(&daemon, "one.grown").await;
+    assert_eq!(unknown["code"], "unknown_tool");
+    assert_eq!(one(&daemon, "one.grow").await["ok"], "grown");
+    assert_eq!(one(&daemon, "one.grown").await["ok"], "I am new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn silence_ends_with_the_time_of_the_call_and_of_the_start() {
+    let root = root_with(&json!({
+        "one": hostile(json!({})),
+        "two": hostile(json!({"START": "silent"})),
+        "four": hostile(json!({"START": "die", "SECRET_URL": SECRET})),
+    }));
+    root.write("dirigent.toml", "[mcp]\ncall_timeout_s = 9\nstart_timeout_s = 6\n");
+    let daemon = root.daemon().await;
+    let results = call(&daemon, json!([["one.never"], ["two.pid"], ["four.pid"]])).await;
+    assert_eq!(results[0]["code"], "mcp_timeout");
+    assert!(message(&results[0]).contains("call_timeout_s"), "{results:?}");
+    assert_eq!(results[1]["code"], "mcp_failed");
+    assert!(message(&results[1]).contains("did not answer within 6 s"), "{results:?}");
+    assert!(
+        message(&results[2])
+            .contains("it ended before it answered (exit status: 3); it last said: no database at [redacted]"),
+        "{results:?}"
+    );
+    // The server was told that nobody waits any more.
+    assert_eq!(one(&daemon, "one.cancellation").await["ok"], "cancelled 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_server_is_greeted_as_it_knows_it() {
+    let root = root_with(&json!({
+        "one": hostile(json!({"START": "modern"})),
+        "two": hostile(json!({"START": "refuse", "SECRET_URL": SECRET})),
+    }));
+    let daemon = root.daemon().await;
+    let results = call(&daemon, json!([["one.confess", {"how": "error"}], ["two.pid"]])).await;
+    assert_eq!(results[0]["message"], "I know undefined", "{results:?}");
+    assert!(message(&results[1]).contains("it refused to start a session: not today, [redacted]"), "{results:?}");
+}

@@ -1,0 +1,133 @@
+// An MCP server that does what it should not, one misdeed per tool. Plain node, no packages.
+//
+// WITNESS_PORT: a port that it keeps a connection to for as long as it lives, so that a test sees its end.
+// GRANDCHILD: also starts a process that does the same, and that neither a signal nor the end of its input moves.
+// START=silent never answers; START=die ends at once; START=refuse knows no greeting; START=modern only the newest.
+import { spawn } from 'node:child_process';
+import { connect } from 'node:net';
+import { createInterface } from 'node:readline';
+
+const { WITNESS_PORT, GRANDCHILD, START } = process.env;
+if (WITNESS_PORT) connect(Number(WITNESS_PORT), '127.0.0.1').on('error', () => {}).write(`${process.pid}\n`);
+if (process.argv[2] === 'grandchild') {
+  process.on('SIGTERM', () => {});
+  setInterval(() => {}, 1000);
+} else {
+  if (GRANDCHILD) spawn(process.execPath, [process.argv[1], 'grandchild'], { stdio: 'ignore' });
+  if (START === 'die') {
+    console.error(`no database at ${process.env.SECRET_URL}`);
+    process.exit(3);
+  }
+  serve();
+}
+
+function serve() {
+  const write = (message) => process.stdout.write(`${JSON.stringify({ jsonrpc: '2.0', ...message })}\n`);
+  const text = (text, more) => ({ content: [{ type: 'text', text }], ...more });
+  let calls = 0;
+  const cancelled = [];
+  let onCancel = () => {};
+  const tools = {
+    pid: () => text(String(process.pid)),
+    calls: () => text(String(calls)),
+    environment: () => text(JSON.stringify(process.env)),
+    // Its secret in a text that is not JSON, in an error, and as a name.
+    confess: ({ how }) =>
+      how === 'error'
+        ? text(`I know ${process.env.SECRET_URL}`, { isError: true })
+        : { content: [], structuredContent: { [process.env.SECRET_URL]: `it is ${process.env.SECRET_URL}!` } },
+    die: () => {
+      console.error(`goodbye from ${process.env.SECRET_URL}`);
+      process.exit(3);
+    },
+    garbage: (_, id) => {
+      process.stdout.write('Listening on nothing\n\n{"half": \n[1, 2]\nnull\n\u0000\u0001\n');
+      write({ id: 424242, result: text('to nobody') });
+      write({ id: 'x', error: { code: 1, message: 'to nobody' } });
+      write({ method: 'notifications/made_up', params: { a: 1 } });
+      write({ id, result: text('after garbage') });
+    },
+    // 100 MB on one line, in pieces.
+    huge: (_, id) => {
+      const piece = 'x'.repeat(1024 * 1024);
+      process.stdout.write('{"result":{"content":[{"type":"text","text":"');
+      for (let i = 0; i < 100; i++) process.stdout.write(piece);
+      process.stdout.write(`"}]},"jsonrpc":"2.0","id":${id}}\n`);
+    },
+    // As long, and of nobody knows which call.
+    anonymous: () => {
+      const piece = 'x'.repeat(1024 * 1024);
+      for (let i = 0; i < 100; i++) process.stdout.write(piece);
+      process.stdout.write('\n');
+    },
+    infinite: (_, id) => process.stdout.write(`{"jsonrpc":"2.0","id":${id},"result":{"content":[],"structuredContent":{"n":1e999}}}\n`),
+    deep: () => text('['.repeat(110) + ']'.repeat(110)),
+    shapeless: () => ({ nothing: 'known' }),
+    refusal: (_, id) => write({ id, error: { code: -32603, message: `out of order: ${process.env.SECRET_URL}` } }),
+    never: () => {},
+    // Answers when an earlier call was cancelled.
+    cancellation: (_, id) => {
+      const answer = () => write({ id, result: text(`cancelled ${cancelled.length}`) });
+      if (cancelled.length > 0) answer();
+      else onCancel = answer;
+    },
+    stderr: () => {
+      const line = 'e'.repeat(1000);
+      for (let i = 0; i < 50_000; i++) console.error(line);
+      process.stderr.write(`${'without an end '.repeat(100_000)}\n`);
+      return text('said a lot');
+    },
+    notifications: (_, id, token) => {
+      for (let i = 1; i <= 20_000; i++) {
+        write({ method: 'notifications/progress', params: { progressToken: token, progress: i, message: 'p' } });
+        write({ method: 'notifications/message', params: { level: 'info', data: { i } } });
+        write({ method: 'notifications/tools/list_changed' });
+      }
+      write({ id, result: text('told a lot') });
+    },
+    tell: (_, id, token) => {
+      write({ method: 'notifications/progress', params: { progressToken: token, progress: 1, total: 2, message: process.env.SECRET_URL } });
+      write({ method: 'notifications/progress', params: { progressToken: 'not mine', progress: 1 } });
+      write({ method: 'notifications/message', params: { level: 'warning', data: 'half done' } });
+      write({ id, result: text('done') });
+    },
+    // Asks without ever reading an answer.
+    ask: () => {
+      process.stdin.pause();
+      for (let i = 0; i < 20_000; i++) write({ id: `ask-${i}`, method: 'ping' });
+    },
+    grow: (_, id) => {
+      tools.grown = () => text('I am new');
+      write({ method: 'notifications/tools/list_changed' });
+      write({ id, result: text('grown') });
+    },
+  };
+  const list = () => Object.keys(tools).map((name) => ({ name, description: `misdeed ${name}`, inputSchema: { type: 'object' } }));
+  createInterface({ input: process.stdin })
+    .on('line', (line) => {
+      const { id, method, params } = JSON.parse(line);
+      if (START === 'silent') return;
+      if (method === 'initialize' && START === 'refuse') {
+        write({ id, error: { code: -32000, message: `not today, ${process.env.SECRET_URL}` } });
+      } else if (method === 'initialize' && START === 'modern') {
+        write({ id, error: { code: -32601, message: 'Method not found' } });
+      } else if (method === 'server/discover' && START === 'modern') {
+        const serverInfo = { name: 'hostile', version: '1' };
+        write({ id, result: { resultType: 'complete', supportedVersions: ['2026-07-28'], capabilities: { tools: {} }, serverInfo, ttlMs: 0, cacheScope: 'private' } });
+      } else if (method === 'server/discover') {
+        write({ id, error: { code: -32601, message: 'Method not found' } });
+      } else if (method === 'initialize') {
+        const { protocolVersion } = params;
+        write({ id, result: { protocolVersion, capabilities: { tools: { listChanged: true }, logging: {} }, serverInfo: { name: 'hostile', version: '1' } } });
+      } else if (method === 'tools/list') write({ id, result: { tools: list() } });
+      else if (method === 'notifications/cancelled') {
+        cancelled.push(params.requestId);
+        onCancel();
+      } else if (method === 'tools/call') {
+        calls += 1;
+        const result = tools[params.name](params.arguments ?? {}, id, params._meta?.progressToken);
+        if (result?.content || result?.nothing) write({ id, result });
+      }
+    })
+    .on('close', () => process.exit(0));
+}
