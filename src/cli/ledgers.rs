@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use crate::cli::failure::Failure;
 use crate::cli::output::warn;
 use crate::cli::place::Place;
-use crate::fire::{AppId, RunId};
-use crate::ledger::{self, LedgerError, Reader, RunQuery, RunRow};
+use crate::fire::{AppId, EpochMs, Handle, RunId};
+use crate::ledger::{self, LedgerError, Reader, RunQuery, RunRow, Tally};
 
 /// Run ids share their first digits with every run of the same seconds, so fewer characters mean nothing.
 const SHORTEST_ID: usize = 6;
@@ -63,6 +63,17 @@ impl Ledgers {
         rows.sort_by(|a, b| b.run_id.cmp(&a.run_id));
         rows.truncate(query.limit);
         rows
+    }
+
+    /// What runs took, of all automations or of the one; see [`Reader::tallies`].
+    pub fn tallies(&self, only: Option<&Handle>, since: Option<EpochMs>) -> Vec<(Handle, Tally)> {
+        let asked = self.readers.iter().filter(|(app, _)| only.is_none_or(|only| only.app == *app));
+        let of = |(app, reader): &(AppId, Reader)| {
+            let read = reader.tallies(only.map(|handle| &handle.automation), since);
+            let tallies = self.told(app, read).unwrap_or_default();
+            tallies.into_iter().map(|(id, tally)| (Handle::new(app.clone(), id), tally)).collect::<Vec<_>>()
+        };
+        asked.flat_map(of).collect()
     }
 
     /// The run with this id, and the ledger that holds it.

@@ -11,7 +11,7 @@
 //! | `serve` | `serve` |
 //! | `run`, `follow` | `run`, `replay`, and the telling of a run |
 //! | `list`, `validate`, `next` | what is on disk |
-//! | `runs`, `trace`, `logs`, `ledgers` | what happened |
+//! | `runs`, `stats`, `trace`, `logs`, `ledgers` | what happened |
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
 //! | `webhook` | `webhook provision`, `rotate`, `test` |
@@ -34,6 +34,7 @@ mod place;
 mod run;
 mod runs;
 mod serve;
+mod stats;
 mod times;
 mod toggle;
 mod trace;
@@ -93,6 +94,7 @@ enum Command {
     Validate(validate::ValidateArgs),
     Next(next::NextArgs),
     Runs(runs::RunsArgs),
+    Stats(stats::StatsArgs),
     Trace(trace::TraceArgs),
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
@@ -156,6 +158,7 @@ fn dispatch(cli: Cli) -> Outcome {
             next::next(&place, &args)
         }
         Command::Runs(args) => runs::runs(&place()?, &args),
+        Command::Stats(args) => stats::stats(&place()?, &args),
         Command::Trace(args) => trace::trace(&place()?, &args),
         Command::New(args) => new::new(&place()?, &args),
         Command::Enable(args) => toggle::toggle(&place()?, &args, true),

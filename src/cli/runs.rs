@@ -6,7 +6,7 @@ use crate::cli::output::{Cell, DIM, Table, document, line, shortened, status_sty
 use crate::cli::place::Place;
 use crate::cli::times::{INSTANT_RULE, duration, local, parse_since, with_rfc3339};
 use crate::clock::Clock;
-use crate::fire::{Handle, RunStatus};
+use crate::fire::{EpochMs, Handle, RunStatus};
 use crate::ledger::{RunQuery, RunRow};
 
 /// The last characters of an id, which are the ones that differ; every command takes them.
@@ -46,13 +46,7 @@ fn parse_status(text: &str) -> Result<RunStatus, String> {
 }
 
 pub fn runs(place: &Place, args: &RunsArgs) -> Outcome {
-    let since = match &args.since {
-        None => None,
-        Some(text) => Some(parse_since(text, Clock::Real.now_ms()).ok_or_else(|| {
-            Failure::usage(format!("--since {text:?} is neither a span nor a time"))
-                .hint(format!("a span is 7d, 24h, 30m or the like; a time is {INSTANT_RULE}"))
-        })?),
-    };
+    let since = since_when(args.since.as_deref())?;
     let handle = args.handle.as_deref().map(|text| historic(place, text)).transpose()?;
     let query = RunQuery {
         automation: handle.as_ref().map(|h| h.automation.clone()),
@@ -74,8 +68,24 @@ pub fn runs(place: &Place, args: &RunsArgs) -> Outcome {
     Ok(exit::FINE)
 }
 
+/// What `--since` means.
+///
+/// # Errors
+/// Wrong usage.
+pub fn since_when(text: Option<&str>) -> Result<Option<EpochMs>, Failure> {
+    let Some(text) = text else { return Ok(None) };
+    let since = parse_since(text, Clock::Real.now_ms()).ok_or_else(|| {
+        Failure::usage(format!("--since {text:?} is neither a span nor a time"))
+            .hint(format!("a span is 7d, 24h, 30m or the like; a time is {INSTANT_RULE}"))
+    })?;
+    Ok(Some(since))
+}
+
 /// An automation that is there, or one that once was: its history outlives it.
-fn historic(place: &Place, text: &str) -> Result<Handle, Failure> {
+///
+/// # Errors
+/// As [`Place::automation`].
+pub fn historic(place: &Place, text: &str) -> Result<Handle, Failure> {
     place.automation(text).or_else(|failure| match text.parse::<Handle>() {
         Ok(handle) if place.folders().ledger(&handle.app).is_file() => {
             let query = RunQuery { automation: Some(handle.automation.clone()), limit: 1, ..RunQuery::default() };

@@ -203,9 +203,9 @@ impl Caller {
         let args: AgentArgs = serde_json::from_str(args_json).map_err(|error| {
             CallError::new("INVALID_INPUT", format!("ctx.agent takes {{ prompt, json? }}: {error}"))
         })?;
-        let reply = self.services.models.turn(self.manifest.requires.model.as_deref(), args).await?;
-        *usage_json = Some(reply.usage_json);
-        Ok(Some(reply.value_json))
+        let turn = self.services.models.turn(self.manifest.requires.model.as_deref(), args).await;
+        *usage_json = turn.usage_json;
+        turn.outcome.map(Some)
     }
 
     async fn invoke(&self, handle: &str, input_json: Option<String>, child: &mut Option<RunId>) -> CtxReply {

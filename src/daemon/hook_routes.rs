@@ -8,7 +8,6 @@
 //! opens a webhook to an old secret, or closes a good one.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::core::json_schema::{BrokenSchema, Schema};
@@ -41,24 +40,12 @@ impl HookRoute {
 #[derive(Debug, Default)]
 pub struct HookRoutes {
     open: RwLock<HashMap<String, Arc<HookRoute>>>,
-    /// Where posts are taken.
-    listener: OnceLock<SocketAddr>,
 }
 
 impl HookRoutes {
     /// The automation behind a slug.
     pub fn get(&self, slug: &str) -> Option<Arc<HookRoute>> {
         self.open.read().unwrap_or_else(PoisonError::into_inner).get(slug).cloned()
-    }
-
-    /// Remembers where posts are taken; the first listener counts.
-    pub fn listen_at(&self, address: SocketAddr) {
-        let _ = self.listener.set(address);
-    }
-
-    /// Where posts are taken, if they are.
-    pub fn listener(&self) -> Option<SocketAddr> {
-        self.listener.get().copied()
     }
 
     /// How many are open.

@@ -21,7 +21,6 @@ mod rate;
 pub mod secret;
 pub mod signature;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -44,20 +43,6 @@ pub fn url(listener: &str, slug: &str) -> String {
     format!("http://{listener}{PATH}{slug}")
 }
 
-/// The address to post to at this daemon; one without a hook listener names where one stands by default. A listener on
-/// all interfaces is named by this machine's own.
-pub fn url_of(daemon: &Daemon, slug: &str) -> String {
-    let listener = daemon.services().hook_routes.listener().map(|mut address| {
-        match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-            _ => {}
-        }
-        address.to_string()
-    });
-    url(listener.as_deref().unwrap_or(DEFAULT_ADDRESS), slug)
-}
-
 /// Serves webhooks on `listener` until `shutdown` resolves. Then no connection is taken any more, posts that wait for a
 /// run are answered with what is known of it, and it returns when the last answer is sent.
 pub async fn serve(
@@ -67,9 +52,6 @@ pub async fn serve(
     bounds: Bounds,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    if let Ok(address) = listener.local_addr() {
-        daemon.services().hook_routes.listen_at(address);
-    }
     let hooks = Arc::new(Hooks::new(daemon, settings, bounds.body));
     let (tell, told) = watch::channel(false);
     let serving = connections::serve(listener, bounds, told, move |request, slot| {

@@ -358,7 +358,12 @@ impl Reader {
         Ok(self.run(id)?.and_then(|row| row.input).map(super::JsonText::into_string))
     }
 
-    fn read<T>(
+    /// All reads until it is dropped see the same moment.
+    pub(super) fn moment(&self) -> Result<rusqlite::Transaction<'_>, LedgerError> {
+        Ok(self.conn.unchecked_transaction()?)
+    }
+
+    pub(super) fn read<T>(
         &self,
         sql: &str,
         params: impl rusqlite::Params,

@@ -1,43 +1,43 @@
-//! One model at one OpenAI-compatible endpoint: a request, its retries, and what came back.
+//! One model at one endpoint: a conversation goes out, an answer or a refusal comes back.
 //!
-//! The protocol is `async-openai`'s: it builds the request, its URL and headers, and reads the body. The transport
-//! below it is replaced here, because its own reads bodies without a bound and knows other retry rules.
+//! The protocols are those of `rig-core`, without its HTTP client: it builds each request and reads each body, and
+//! [`Transport`] carries them. Of the kept libraries it is the one that speaks all four natively (Anthropic's Messages,
+//! OpenAI's Chat Completions, Gemini's `generateContent`, Ollama's `/api/chat`) and leaves the sending to its caller, so
+//! that bodies can be bounded and retries are ours; without its default features it adds a dozen small crates and half a
+//! minute of compile time. `genai` speaks as many, but reads bodies without a bound through a client of its own; the
+//! OpenAI-compatible faces of Anthropic and Ollama have no strict output, or cut long prompts without saying so.
 
-use std::error::Error as _;
-use std::sync::Arc;
-use std::time::Duration;
+use rig_core::completion::{CompletionRequest, CompletionResponse, FinishReason};
+use rig_core::error::ProviderError;
+use rig_core::message::Message as Said;
+use rig_core::providers::openai::wire::{BodyRewrite, Dialect, OPENAI, OutputCap, Quirks};
+use rig_core::providers::{anthropic, gemini, ollama, openai};
+use rig_core::{Model, schemars};
+use serde_json::{Value, json};
 
-use async_openai::Client;
-use async_openai::config::Config;
-use async_openai::error::OpenAIError;
-use async_openai::middleware::HttpRequestFactory;
-use async_openai::types::chat::{
-    ChatCompletionRequestAssistantMessage, ChatCompletionRequestMessage, ChatCompletionRequestSystemMessage,
-    ChatCompletionRequestUserMessage, CreateChatCompletionRequest, ResponseFormat, ResponseFormatJsonSchema,
-};
-use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use secrecy::SecretString;
-use serde::Deserialize;
-use serde_json::Value;
-use url::Url;
-
+use super::access::{Access, Protocol};
+use super::refusal::{Refusal, Why};
 use super::schema::AnswerSchema;
-use super::{MAX_ANSWER_BYTES, MODEL_FAILED, MODEL_NOT_CONFIGURED, Sleep};
-use crate::core::shortened::shortened;
-use crate::fire::CallError;
+use super::transport::{Fault, Transport, retry_after};
+use super::usage::Usage;
 
-/// Requests sent for one answer, the first included.
-const TRIES: u32 = 3;
-/// Wait before the second try when the provider names none; doubled for the third.
-const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-/// A provider that asks for a longer wait is better reported than waited for: the run's time is passing.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Of a refusal only the message is wanted.
-const MAX_REFUSAL_BYTES: usize = 64 * 1024;
-/// Characters of a foreign text that a message repeats.
-const SHOWN_CHARS: usize = 300;
-/// Nothing that listens takes longer. The answer itself may take as long as the run has.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Anthropic wants a number. What every model of theirs takes, where the library knows no better; and where it does, no
+/// more than can be waited for without a stream.
+const ANTHROPIC_MAX_TOKENS: u64 = 8192;
+const ANTHROPIC_MOST_TOKENS: u64 = 32_000;
+
+/// Endpoints that call themselves compatible: contents are plain text, as some of them read nothing else.
+const COMPATIBLE: Dialect = {
+    let mut quirks = Quirks::openai();
+    quirks.rewrite = BodyRewrite::Perplexity;
+    Dialect::gateway("compatible", "", "").with_quirks(quirks)
+};
+/// OpenAI itself, whose newer models take the length of an answer under another name.
+const OPENAI_ITSELF: Dialect = {
+    let mut quirks = COMPATIBLE.quirks;
+    quirks.output_cap = OutputCap::OpenAiReasoningFamilies;
+    OPENAI.with_quirks(quirks)
+};
 
 /// One message of the conversation.
 #[derive(Debug, Clone)]
@@ -47,341 +47,147 @@ pub enum Message {
     Assistant(String),
 }
 
-/// Token counts, as far as the provider gave them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub input: Option<u64>,
-    pub output: Option<u64>,
-}
-
-impl Usage {
-    pub fn plus(self, other: Self) -> Self {
-        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.saturating_add(b)),
-            (one, other) => one.or(other),
-        };
-        Self { input: sum(self.input, other.input), output: sum(self.output, other.output) }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub text: String,
     pub usage: Usage,
 }
 
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refused {
-    /// The last HTTP status that was no success.
-    pub status: Option<u16>,
-    pub message: String,
-}
-
-impl Refused {
-    fn because(message: impl Into<String>) -> Self {
-        Self { status: None, message: message.into() }
-    }
-}
-
 /// One model at one endpoint.
 pub struct Endpoint {
-    client: Client<Access>,
-    provider: String,
-    model_id: String,
-    key: Option<String>,
-}
-
-/// Where to, and with which key.
-struct Access {
-    base_url: String,
-    authorization: Option<HeaderValue>,
-    /// Empty: asked for by the trait, and used by calls that are never made here.
-    no_key: SecretString,
-}
-
-impl Config for Access {
-    fn headers(&self) -> HeaderMap {
-        self.authorization.iter().map(|value| (AUTHORIZATION, value.clone())).collect()
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base_url)
-    }
-
-    fn query(&self) -> Vec<(&str, &str)> {
-        Vec::new()
-    }
-
-    fn api_base(&self) -> &str {
-        &self.base_url
-    }
-
-    fn api_key(&self) -> &SecretString {
-        &self.no_key
-    }
-}
-
-/// The HTTP client that all endpoints share.
-///
-/// # Errors
-/// [`MODEL_NOT_CONFIGURED`] when TLS cannot be set up on this machine.
-pub fn http_client() -> Result<reqwest::Client, CallError> {
-    // An error means that a provider is installed already, which serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        // A redirected POST loses its body or sends the prompt elsewhere; the message says what to set instead.
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("dirigent/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| CallError::new(MODEL_NOT_CONFIGURED, format!("no HTTPS on this machine: {}", causes(&error))))
-}
-
-/// A base URL without its trailing slash.
-///
-/// # Errors
-/// The rule that the text breaks.
-pub fn base_url(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).map_err(|error| format!("{error}; it must be such as https://host/v1"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-        return Err("it must start with http:// or https:// and name a host".to_owned());
-    }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err("it may hold no user, password, query or fragment; keys go into the environment".to_owned());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
+    access: Access,
+    transport: Transport,
 }
 
 impl Endpoint {
-    /// `None` when the key cannot stand in a header.
-    pub fn new(
-        http: reqwest::Client,
-        provider: &str,
-        base_url: String,
-        model_id: &str,
-        key: Option<String>,
-        sleep: Sleep,
-    ) -> Option<Self> {
-        let authorization = match &key {
-            None => None,
-            Some(key) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
-                value.set_sensitive(true);
-                Some(value)
+    pub fn new(access: Access, transport: Transport) -> Self {
+        Self { access, transport }
+    }
+
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Sends one conversation and waits for the answer, through all tries. With a `format`, by the provider's structured
+    /// output, as far as it has one for this schema.
+    pub async fn ask(&self, messages: &[Message], format: Option<&AnswerSchema>) -> Result<Answer, Refusal> {
+        let mut request = CompletionRequest::new("");
+        request.chat_history = messages.iter().map(spoken).collect();
+        request.max_tokens = self.access.max_tokens;
+        request.additional_params = self.parameters(format);
+        let (id, url) = (self.access.model_id.as_str(), self.access.base_url.as_str());
+        let transport = self.transport.clone();
+        let reply = match self.access.protocol {
+            Protocol::Anthropic => {
+                let config = anthropic::AnthropicConfig::new("").with_base_url(url);
+                let mut model = config.connect(transport).completion(id);
+                let known = model.wire.default_max_tokens.unwrap_or(ANTHROPIC_MAX_TOKENS);
+                model.wire.default_max_tokens = Some(known.min(ANTHROPIC_MOST_TOKENS));
+                model.call(request).await
+            }
+            Protocol::Chat => {
+                let dialect = if self.access.provider == "openai" { &OPENAI_ITSELF } else { &COMPATIBLE };
+                let config = openai::OpenAIConfig::with_key(dialect, "").with_base_url(url);
+                Model::new(config.chat(id), transport).call(request).await
+            }
+            Protocol::Gemini => {
+                request.output_schema = format.and_then(schema_of);
+                let config = gemini::GeminiConfig::new("").with_base_url(url);
+                Model::new(gemini::completion::GenerateContent::new(config, id), transport).call(request).await
+            }
+            Protocol::Ollama => {
+                request.output_schema = format.and_then(schema_of);
+                let config = ollama::OllamaConfig::new().with_base_url(url);
+                Model::new(ollama::Chat::new(config, id), transport).call(request).await
             }
         };
-        let transport = http.clone();
-        let client = Client::build(http, Access { base_url, authorization, no_key: SecretString::default() })
-            .with_http_service(tower::service_fn(move |request: HttpRequestFactory| {
-                let (transport, sleep) = (transport.clone(), Arc::clone(&sleep));
-                async move { send(&transport, &request, &sleep).await }
-            }));
-        Some(Self { client, provider: provider.to_owned(), model_id: model_id.to_owned(), key })
+        self.read(reply.map_err(|error| refused(&error))?)
     }
 
-    /// [`Self::request`], with its error put in words.
-    pub async fn ask(&self, messages: &[Message], format: Option<&AnswerSchema>) -> Result<Answer, CallError> {
-        self.request(messages, format).await.map_err(|refused| self.explained(refused))
-    }
-
-    /// Sends one conversation and waits for the answer, through up to [`TRIES`] tries.
-    pub async fn request(&self, messages: &[Message], format: Option<&AnswerSchema>) -> Result<Answer, Refused> {
-        let request = CreateChatCompletionRequest {
-            model: self.model_id.clone(),
-            messages: messages.iter().map(spoken).collect(),
-            response_format: format.map(|schema| ResponseFormat::JsonSchema {
-                json_schema: ResponseFormatJsonSchema {
-                    description: None,
-                    name: "answer".to_owned(),
-                    schema: schema.source().clone(),
-                    strict: Some(schema.is_strict()),
-                },
+    /// What the library does not ask for by itself, or not as it should be.
+    fn parameters(&self, format: Option<&AnswerSchema>) -> Option<Value> {
+        match self.access.protocol {
+            // The library's own schemas would make every property required.
+            Protocol::Anthropic => format
+                .and_then(AnswerSchema::for_anthropic)
+                .map(|schema| json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}})),
+            Protocol::Chat => format.map(|format| {
+                let (schema, strict) = format.for_openai();
+                let named = json!({"name": "answer", "schema": schema, "strict": strict});
+                json!({"response_format": {"type": "json_schema", "json_schema": named}})
             }),
-            ..CreateChatCompletionRequest::default()
-        };
-        let completion: Completion = self.client.chat().create_byot(request).await.map_err(refused)?;
-        completion.answer()
-    }
-
-    /// An error for the handler, with the provider's name and without the key.
-    pub fn explained(&self, refused: Refused) -> CallError {
-        let status = refused.status.map(|status| format!(" (HTTP {status})")).unwrap_or_default();
-        let hint = match refused.status {
-            Some(401 | 403) => format!("; check the key set for `[models.{}]`", self.provider),
-            Some(404) => format!("; check `requires.model` and `base_url` of `[models.{}]`", self.provider),
-            _ => String::new(),
-        };
-        let provider = &self.provider;
-        let message = format!("model provider {provider:?} gave no answer{status}: {}{hint}", refused.message);
-        CallError::new(MODEL_FAILED, self.redacted(&message))
-    }
-
-    /// Providers quote keys in their messages, and a misled model may repeat anything.
-    pub fn redacted(&self, text: &str) -> String {
-        match &self.key {
-            Some(key) => text.replace(key.as_str(), "[key]"),
-            None => text.to_owned(),
+            Protocol::Gemini => None,
+            // Left alone, it cuts a long prompt without a word, and forgets the beginning of a long answer.
+            Protocol::Ollama => Some(json!({"truncate": false, "shift": false})),
         }
     }
-}
 
-fn spoken(message: &Message) -> ChatCompletionRequestMessage {
-    match message {
-        Message::System(text) => ChatCompletionRequestSystemMessage::from(text.clone()).into(),
-        Message::User(text) => ChatCompletionRequestUserMessage::from(text.clone()).into(),
-        Message::Assistant(text) => ChatCompletionRequestAssistantMessage::from(text.clone()).into(),
-    }
-}
-
-/// The parts of a completion that matter. Endpoints that call themselves compatible leave out much of the rest.
-#[derive(Debug, Deserialize)]
-struct Completion {
-    #[serde(default)]
-    choices: Option<Vec<Choice>>,
-    #[serde(default)]
-    usage: Value,
-    /// Some gateways answer with status 200 and an error.
-    #[serde(default)]
-    error: Value,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    message: Value,
-    #[serde(default)]
-    finish_reason: Value,
-}
-
-impl Completion {
-    fn answer(self) -> Result<Answer, Refused> {
-        if !self.error.is_null() {
-            return Err(Refused::because(shortened(&error_text(&self.error), SHOWN_CHARS)));
+    fn read(&self, reply: CompletionResponse) -> Result<Answer, Refusal> {
+        let usage = Usage::of(&reply.usage);
+        let refusal = |why: Why, message: String| Err(Refusal::new(why, message).costing(usage));
+        let declined = reply.raw["choices"][0]["message"]["refusal"].as_str().filter(|text| !text.is_empty());
+        if let Some(text) = declined.filter(|_| self.access.protocol == Protocol::Chat) {
+            return refusal(Why::Declined, format!("it refused: {text}"));
         }
-        let Some(choice) = self.choices.unwrap_or_default().into_iter().next() else {
-            return Err(Refused::because("its answer holds no choices"));
-        };
-        let text = match &choice.message["content"] {
-            Value::String(text) => text.clone(),
-            Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-            _ => String::new(),
-        };
-        if text.trim().is_empty() {
-            let why = match (choice.message["refusal"].as_str(), choice.finish_reason.as_str()) {
-                (Some(refusal), _) => format!("it refused: {}", shortened(refusal, SHOWN_CHARS)),
-                (None, Some(reason)) => {
-                    format!("its answer holds no text (finish_reason {:?})", shortened(reason, SHOWN_CHARS))
-                }
-                (None, None) => "its answer holds no text".to_owned(),
-            };
-            return Err(Refused::because(why));
-        }
-        let count = |name: &str| self.usage.get(name).and_then(Value::as_u64);
-        Ok(Answer { text, usage: Usage { input: count("prompt_tokens"), output: count("completion_tokens") } })
-    }
-}
-
-fn refused(error: OpenAIError) -> Refused {
-    match error {
-        OpenAIError::Boxed(error) => match error.downcast::<Refused>() {
-            Ok(refused) => *refused,
-            Err(error) => Refused::because(shortened(&error.to_string(), SHOWN_CHARS)),
-        },
-        OpenAIError::Reqwest(error) => Refused::because(causes(&error.without_url())),
-        OpenAIError::JSONDeserialize(error, _) => {
-            Refused::because(format!("its answer is no chat completion: {error}"))
-        }
-        other => Refused::because(shortened(&other.to_string(), SHOWN_CHARS)),
-    }
-}
-
-/// The transport: one request with its retries, and a bounded body.
-async fn send(
-    http: &reqwest::Client,
-    request: &HttpRequestFactory,
-    sleep: &Sleep,
-) -> Result<reqwest::Response, OpenAIError> {
-    let (mut tried, mut backoff) = (1, FIRST_BACKOFF);
-    loop {
-        let mut response = http.execute(request.build().await?).await.map_err(OpenAIError::Reqwest)?;
-        let status = response.status();
-        if status.is_success() {
-            let body = read_up_to(&mut response, MAX_ANSWER_BYTES).await?;
-            if body.len() > MAX_ANSWER_BYTES {
-                let message = format!("its answer is larger than {MAX_ANSWER_BYTES} bytes");
-                return Err(OpenAIError::Boxed(Box::new(Refused::because(message))));
+        let text = reply.text();
+        match reply.finish_reason() {
+            Some(FinishReason::ContentFilter) => {
+                let told = reply.error.unwrap_or_else(|| "its content filter stopped the answer".to_owned());
+                return refusal(Why::Declined, told);
             }
-            return Ok(http::Response::new(reqwest::Body::from(body)).into());
+            Some(FinishReason::Length) => {
+                let counted = usage.output.map(|n| format!(" after {n} tokens")).unwrap_or_default();
+                return refusal(Why::CutOff, format!("its answer was cut off{counted}"));
+            }
+            // Compatible endpoints have words of their own for an ordinary end.
+            Some(FinishReason::Other(reason)) if self.access.protocol != Protocol::Chat || text.trim().is_empty() => {
+                return refusal(Why::NoAnswer, format!("its answer is unfinished (finish reason {reason:?})"));
+            }
+            _ => {}
         }
-        let wait = retry_after(response.headers()).unwrap_or(backoff);
-        let again = (status.as_u16() == 429 || status.is_server_error()) && tried < TRIES && wait <= LONGEST_WAIT;
-        if again {
-            drop(response);
-            sleep(wait).await;
-            tried += 1;
-            backoff *= 2;
-            continue;
+        if text.trim().is_empty() {
+            return refusal(Why::NoAnswer, "its answer holds no text".to_owned());
         }
-        let body = read_up_to(&mut response, MAX_REFUSAL_BYTES).await.unwrap_or_default();
-        let mut message = refusal_text(&body);
-        if wait > LONGEST_WAIT {
-            message.push_str(&format!("; it asks to wait {} s", wait.as_secs()));
+        Ok(Answer { text, usage })
+    }
+}
+
+fn spoken(message: &Message) -> Said {
+    match message {
+        Message::System(text) => Said::system(text.as_str()),
+        Message::User(text) => Said::user(text.as_str()),
+        Message::Assistant(text) => Said::assistant(text.as_str()),
+    }
+}
+
+fn schema_of(format: &AnswerSchema) -> Option<schemars::Schema> {
+    schemars::Schema::try_from(format.source().clone()).ok()
+}
+
+fn refused(error: &ProviderError) -> Refusal {
+    if let Some(response) = error.provider_response() {
+        let wait = response.headers.as_ref().and_then(retry_after);
+        return Refusal::of_response(
+            response.status.map(|status| status.as_u16()),
+            &response.body,
+            wait,
+            response.refusal,
+        );
+    }
+    match error {
+        ProviderError::Http(http) => match &**http {
+            rig_core::http_client::Error::Instance(fault) => match fault.downcast_ref::<Fault>() {
+                Some(fault) => Refusal::of_fault(fault),
+                None => Refusal::new(Why::NoAnswer, fault.to_string()),
+            },
+            other => Refusal::new(Why::NoAnswer, other.to_string()),
+        },
+        ProviderError::Json(error) => {
+            Refusal::new(Why::NoAnswer, format!("its answer is not of this protocol: {error}"))
         }
-        return Err(OpenAIError::Boxed(Box::new(Refused { status: Some(status.as_u16()), message })));
+        ProviderError::Truncated => {
+            Refusal::new(Why::NoAnswer, "its answer is not of this protocol: it holds no message".to_owned())
+        }
+        other => Refusal::new(Why::NoAnswer, other.to_string()),
     }
-}
-
-/// The body, or a little more than `limit` bytes of it.
-async fn read_up_to(response: &mut reqwest::Response, limit: usize) -> Result<Vec<u8>, OpenAIError> {
-    let mut body = Vec::new();
-    while body.len() <= limit
-        && let Some(chunk) = response.chunk().await.map_err(OpenAIError::Reqwest)?
-    {
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// `retry-after-ms`, or `retry-after` as seconds or as a date, which is taken relative to the response's own date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::trim);
-    let seconds = |text: &str| text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    if let Some(ms) = headers.get("retry-after-ms").and_then(|value| value.to_str().ok()) {
-        return seconds(ms.trim()).map(|wait| wait / 1000);
-    }
-    let after = text(RETRY_AFTER)?;
-    seconds(after).or_else(|| {
-        let date = |text: &str| chrono::DateTime::parse_from_rfc2822(text).ok();
-        let wait = date(after)?.signed_duration_since(date(text(DATE)?)?);
-        Some(wait.to_std().unwrap_or_default())
-    })
-}
-
-fn refusal_text(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let message = match serde_json::from_str::<Value>(&text) {
-        Ok(value) => error_text(value.get("error").unwrap_or(&value)),
-        Err(_) => text.trim().to_owned(),
-    };
-    if message.is_empty() { "it gave no reason".to_owned() } else { shortened(&message, SHOWN_CHARS) }
-}
-
-fn error_text(error: &Value) -> String {
-    match (error.as_str(), error["message"].as_str()) {
-        (Some(text), _) | (None, Some(text)) => text.to_owned(),
-        (None, None) => error.to_string(),
-    }
-}
-
-/// An error with its causes, the first of which rarely says anything.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    shortened(&text, SHOWN_CHARS)
 }

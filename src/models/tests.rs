@@ -1,95 +1,102 @@
-use super::*;
+//! Turns against local servers that answer as each provider documents it. What they were asked is compared whole.
+
+mod refusals;
+
 use std::sync::Mutex;
-use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::{Router, serve};
+use serde_json::json;
 
-const KEY: &str = "sk-very-secret";
+use super::*;
 
-/// A provider that answers with what it was given, in turn, and remembers what it was asked.
+const KEY: &str = "sk-very-secret-0123456789";
+
+/// What a server answers: status, headers, body.
+type Scripted = (u16, Vec<(&'static str, String)>, String);
+
+/// A server that answers with what it was given, in turn, the last for ever, and remembers what it was asked.
 #[derive(Clone, Default)]
 struct Provider(Arc<Mutex<Script>>);
-
-/// Status, headers, body.
-type Scripted = (u16, Vec<(&'static str, String)>, String);
 
 #[derive(Default)]
 struct Script {
     answers: Vec<Scripted>,
-    requests: Vec<(Option<String>, Value)>,
+    asked: Vec<Asked>,
+}
+
+#[derive(Clone)]
+struct Asked {
+    /// Method, path and query.
+    line: String,
+    headers: http::HeaderMap,
+    body: Value,
+}
+
+impl Asked {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
 }
 
 impl Provider {
     fn with(answers: &[(u16, Value)]) -> Self {
-        let provider = Self::default();
-        for (status, body) in answers.iter().rev() {
-            provider.0.lock().unwrap().answers.push((*status, Vec::new(), body.to_string()));
-        }
-        provider
+        let answers = answers.iter().map(|(status, body)| (*status, Vec::new(), body.to_string())).collect();
+        Self(Arc::new(Mutex::new(Script { answers, asked: Vec::new() })))
     }
 
     fn raw(status: u16, headers: &[(&'static str, &str)], body: &str) -> Self {
-        let provider = Self::default();
         let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        provider.0.lock().unwrap().answers.push((status, headers, body.to_owned()));
-        provider
+        let script = Script { answers: vec![(status, headers, body.to_owned())], asked: Vec::new() };
+        Self(Arc::new(Mutex::new(script)))
     }
 
-    /// Answers with `first` before anything else.
-    fn after(self, status: u16, headers: &[(&'static str, &str)]) -> Self {
-        let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-        self.0.lock().unwrap().answers.push((status, headers, r#"{"error":{"message":"later"}}"#.to_owned()));
+    /// Answers so before anything else.
+    fn after(self, status: u16, headers: &[(&'static str, String)]) -> Self {
+        let first = (status, headers.to_vec(), r#"{"error":{"message":"later"}}"#.to_owned());
+        self.0.lock().unwrap().answers.insert(0, first);
         self
     }
 
-    /// The base URL at which it listens, until the test's runtime ends.
+    /// The address at which it listens, until the test's runtime ends.
     async fn serve(&self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/v1/chat/completions", post(answer)).with_state(self.clone());
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        format!("http://{address}/v1/")
+        let router = Router::new().fallback(answer).with_state(self.clone());
+        tokio::spawn(async move { serve(listener, router).await.unwrap() });
+        format!("http://{address}")
     }
 
-    fn requests(&self) -> Vec<Value> {
-        self.0.lock().unwrap().requests.iter().map(|(_, body)| body.clone()).collect()
+    fn asked(&self) -> Vec<Asked> {
+        self.0.lock().unwrap().asked.clone()
     }
 }
 
-async fn answer(State(provider): State<Provider>, headers: HeaderMap, body: String) -> Response {
+async fn answer(State(provider): State<Provider>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let mut script = provider.0.lock().unwrap();
-    let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
-    script.requests.push((authorization, serde_json::from_str(&body).unwrap()));
-    let (status, headers, body) = match script.answers.len() {
-        0 => (500, Vec::new(), "the script is over".to_owned()),
-        1 => script.answers[0].clone(),
-        _ => script.answers.pop().unwrap(),
-    };
-    let mut response = (StatusCode::from_u16(status).unwrap(), body).into_response();
+    script.asked.push(Asked {
+        line: format!("{} {}", parts.method, parts.uri),
+        headers: parts.headers,
+        body: serde_json::from_slice(&body).unwrap(),
+    });
+    let (status, headers, body) =
+        if script.answers.len() > 1 { script.answers.remove(0) } else { script.answers[0].clone() };
+    let mut response = Response::builder().status(status);
     for (name, value) in headers {
-        response.headers_mut().insert(name, value.parse().unwrap());
+        response = response.header(name, value);
     }
-    response
+    response.body(Body::from(body)).unwrap()
 }
 
-fn completion(text: &str) -> Value {
-    json!({
-        "id": "c1", "object": "chat.completion", "created": 1, "model": "tiny-2",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
-    })
-}
-
-/// Models with provider `local` at the URL, and the waits that they make, none of which takes time.
-fn models(base_url: &str) -> (Models, Arc<Mutex<Vec<Duration>>>) {
-    let config = format!("[local]\nbase_url = {base_url:?}\napi_key_env = \"LOCAL_KEY\"");
-    let config: ModelsConfig = toml::from_str(&config).unwrap();
+/// Models with these settings, and the waits that they make, none of which takes time.
+fn models(config: &str) -> (Models, Arc<Mutex<Vec<Duration>>>) {
+    let config: ModelsConfig = toml::from_str(config).unwrap();
     assert_eq!(config.problems(), [""; 0]);
-    let mut models = Models::new(config, Arc::new(|name| (name == "LOCAL_KEY").then(|| format!(" {KEY}\n"))));
+    let mut models = Models::new(config, Arc::new(|name| (name == "A_KEY").then(|| format!(" {KEY}\n"))));
     let waits: Arc<Mutex<Vec<Duration>>> = Arc::default();
     let noted = Arc::clone(&waits);
     models.sleep = Arc::new(move |wait| {
@@ -99,107 +106,265 @@ fn models(base_url: &str) -> (Models, Arc<Mutex<Vec<Duration>>>) {
     (models, waits)
 }
 
+fn at(provider: &str, url: &str) -> String {
+    format!("[{provider}]\nbase_url = {url:?}\napi_key_env = \"A_KEY\"\n")
+}
+
 fn asked(prompt: &str, json: Option<Value>) -> AgentArgs {
     AgentArgs { prompt: prompt.to_owned(), json }
 }
 
-async fn turn(provider: &Provider, json: Option<Value>) -> Result<AgentReply, CallError> {
-    let (models, _) = models(&provider.serve().await);
-    models.turn(Some("local/tiny"), asked("Say hello.", json)).await
+async fn turn_with(server: &Provider, provider: &str, json: Option<Value>) -> Turn {
+    let (models, _) = models(&at(provider, &server.serve().await));
+    models.turn(Some(&format!("{provider}/m-1")), asked("Say hello.", json)).await
+}
+
+async fn turn(server: &Provider, json: Option<Value>) -> Turn {
+    turn_with(server, "local", json).await
 }
 
 fn schema() -> Value {
-    let properties = json!({"n": {"type": "integer"}});
-    json!({"type": "object", "required": ["n"], "properties": properties, "additionalProperties": false})
+    json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]})
+}
+
+fn closed_schema() -> Value {
+    let mut schema = schema();
+    schema["additionalProperties"] = false.into();
+    schema
+}
+
+/// A whole answer, as the provider's reference shows it.
+fn answered(provider: &str, text: &str) -> Value {
+    match provider {
+        "anthropic" => json!({
+            "id": "msg_013Zva2CMHLNnjNjJKqJ2EF", "type": "message", "role": "assistant", "model": "claude-sonnet-4-6",
+            "content": [{"type": "text", "text": text}], "stop_reason": "end_turn", "stop_sequence": null,
+            "usage": {"input_tokens": 5, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2,
+                      "output_tokens": 3, "service_tier": "standard"},
+        }),
+        "gemini" => json!({
+            "candidates": [{"content": {"parts": [{"text": text}], "role": "model"}, "finishReason": "STOP", "index": 0}],
+            "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 1, "thoughtsTokenCount": 2,
+                              "totalTokenCount": 10, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 7}]},
+            "modelVersion": "gemini-2.5-flash", "responseId": "mAitaLmkHPPlz7IPvtfUqQ4",
+        }),
+        "ollama" => json!({
+            "model": "qwen3", "created_at": "2026-01-12T14:02:11.5Z", "message": {"role": "assistant", "content": text},
+            "done_reason": "stop", "done": true, "total_duration": 174_560_334, "load_duration": 101_397_084,
+            "prompt_eval_count": 7, "prompt_eval_duration": 13_074_791, "eval_count": 3, "eval_duration": 52_479_709,
+        }),
+        _ => json!({
+            "id": "chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT", "object": "chat.completion", "created": 1_741_569_952,
+            "model": "gpt-5.4",
+            "choices": [{"index": 0, "logprobs": null, "finish_reason": "stop",
+                         "message": {"role": "assistant", "content": text, "refusal": null, "annotations": []}}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+                      "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+                      "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}},
+            "service_tier": "default",
+        }),
+    }
+}
+
+/// The provider, its path, the header that carries the key and what stands in it.
+const PROTOCOLS: &[(&str, &str, &str, &str)] = &[
+    ("anthropic", "/v1/messages", "x-api-key", ""),
+    ("gemini", "/v1beta/models/m-1:generateContent", "x-goog-api-key", ""),
+    ("local", "/chat/completions", "authorization", "Bearer "),
+    ("ollama", "/api/chat", "authorization", "Bearer "),
+    ("openai", "/chat/completions", "authorization", "Bearer "),
+];
+
+/// A body without the members that hold nothing.
+fn without_nulls(mut body: Value) -> Value {
+    body.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    body
 }
 
 #[tokio::test]
-async fn a_plain_turn_gives_text_and_usage() {
-    let provider = Provider::with(&[(200, completion("Hello \"you\"."))]);
-    let reply = turn(&provider, None).await.unwrap();
-    assert_eq!(reply.value_json, r#""Hello \"you\".""#);
-    assert_eq!(reply.usage_json, r#"{"model":"local/tiny","inputTokens":7,"outputTokens":3}"#);
-    let script = provider.0.lock().unwrap();
-    let (authorization, request) = &script.requests[0];
-    assert_eq!(authorization.as_deref(), Some("Bearer sk-very-secret"));
-    assert_eq!(request["model"], "tiny");
-    assert_eq!(request["messages"], json!([{"role": "user", "content": "Say hello."}]));
-    assert!(request.get("response_format").is_none());
+async fn each_protocol_asks_and_answers_in_text() {
+    for (provider, path, key_header, before_key) in PROTOCOLS {
+        let server = Provider::with(&[(200, answered(provider, "Hello \"you\"."))]);
+        let reply = turn_with(&server, provider, None).await;
+        assert_eq!(reply.outcome.unwrap(), r#""Hello \"you\".""#, "{provider}");
+        let parts = match *provider {
+            "anthropic" => r#","cachedInputTokens":2"#,
+            "gemini" => r#","reasoningTokens":2"#,
+            _ => "",
+        };
+        let usage =
+            format!(r#"{{"model":"{provider}/m-1","provider":"{provider}","inputTokens":7,"outputTokens":3{parts}}}"#);
+        assert_eq!(reply.usage_json.unwrap(), usage);
+        let request = server.asked().remove(0);
+        assert_eq!(request.line, format!("POST {path}"), "the key stands in no address");
+        assert_eq!(request.header(key_header), format!("{before_key}{KEY}"), "{provider}");
+        let carriers = request.headers.values().filter(|value| value.to_str().unwrap().contains(KEY)).count();
+        assert_eq!(carriers, 1, "{provider}: {:?}", request.headers);
+        assert_eq!(request.header("content-type"), "application/json");
+        let body = match *provider {
+            "anthropic" => {
+                assert_eq!(request.header("anthropic-version"), "2023-06-01");
+                json!({"model": "m-1", "max_tokens": 8192,
+                       "messages": [{"role": "user", "content": [{"type": "text", "text": "Say hello."}]}]})
+            }
+            "gemini" => json!({"contents": [{"role": "user", "parts": [{"text": "Say hello.", "thought": false}]}]}),
+            "ollama" => json!({"model": "m-1", "stream": false, "truncate": false, "shift": false,
+                               "messages": [{"role": "user", "content": "Say hello."}]}),
+            _ => json!({"model": "m-1", "messages": [{"role": "user", "content": "Say hello."}]}),
+        };
+        assert_eq!(without_nulls(request.body), body, "{provider}");
+    }
+}
+
+#[tokio::test]
+async fn each_protocol_asks_for_structured_output_and_is_repaired_once() {
+    for (provider, ..) in PROTOCOLS {
+        let server = Provider::with(&[(200, answered(provider, "five")), (200, answered(provider, r#"{"n": 5}"#))]);
+        let reply = turn_with(&server, provider, Some(schema())).await;
+        assert_eq!(reply.outcome.unwrap(), r#"{"n":5}"#, "{provider}");
+        let usage: Value = serde_json::from_str(&reply.usage_json.unwrap()).unwrap();
+        assert_eq!((&usage["inputTokens"], &usage["outputTokens"]), (&json!(14), &json!(6)), "{provider}: {usage}");
+        let mut asked = server.asked().into_iter();
+        let (first, repair) = (asked.next().unwrap().body, asked.next().unwrap().body);
+        let (format, sent) = match *provider {
+            "anthropic" => ("/output_config/format", {
+                let mut schema = closed_schema();
+                schema["properties"]["n"] = json!({"type": "integer"});
+                json!({"type": "json_schema", "schema": schema})
+            }),
+            "gemini" => ("/generationConfig", {
+                json!({"responseMimeType": "application/json", "responseJsonSchema": schema()})
+            }),
+            "ollama" => ("/format", schema()),
+            _ => ("/response_format", {
+                let named = json!({"name": "answer", "schema": closed_schema(), "strict": true});
+                json!({"type": "json_schema", "json_schema": named})
+            }),
+        };
+        let instruction = match *provider {
+            "anthropic" => first["system"][0]["text"].as_str(),
+            "gemini" => first["systemInstruction"]["parts"][0]["text"].as_str(),
+            _ => first["messages"][0]["content"].as_str(),
+        };
+        assert!(instruction.unwrap().contains(r#""integer""#), "{provider}: {first}");
+        for body in [&first, &repair] {
+            assert_eq!(body.pointer(format), Some(&sent), "{provider}");
+        }
+        let said = match *provider {
+            "gemini" => &repair["contents"],
+            _ => &repair["messages"],
+        };
+        let said = said.to_string();
+        let (wrong, told) = (said.find("five").unwrap(), said.find("That answer is not valid: it is no JSON").unwrap());
+        assert!(said.find("Say hello.").unwrap() < wrong && wrong < told, "{provider}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_stays_wrong_is_rejected_with_the_reason_and_its_cost() {
+    let server = Provider::with(&[
+        (200, answered("local", "five")),
+        (200, answered("local", &json!({"n": format!("{}{KEY}", "x".repeat(70))}).to_string())),
+    ]);
+    let reply = turn(&server, Some(schema())).await;
+    let error = reply.outcome.unwrap_err();
+    assert_eq!(error.code, AGENT_BAD_JSON);
+    assert!(error.message.contains("/n: \"xxx") && error.message.contains("is not of type"), "{}", error.message);
+    assert!(!error.message.contains("sk-very"), "not even the beginning of the key: {}", error.message);
+    assert!(reply.usage_json.unwrap().contains(r#""inputTokens":14,"outputTokens":6"#));
+    assert_eq!(server.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn an_endpoint_without_structured_output_is_asked_in_words_alone() {
+    for (provider, ..) in PROTOCOLS {
+        let refusal = json!({"error": {"message": "schemas are not supported"}});
+        let server = Provider::with(&[
+            (400, refusal),
+            (200, answered(provider, "5")),
+            (200, answered(provider, "```json\n{\"n\": 5}\n```")),
+        ]);
+        assert_eq!(turn_with(&server, provider, Some(schema())).await.outcome.unwrap(), r#"{"n":5}"#);
+        let is_asked_for = |body: &Value| {
+            ["output_config", "generationConfig", "format", "response_format"].iter().any(|name| !body[*name].is_null())
+        };
+        let formats: Vec<bool> = server.asked().iter().map(|asked| is_asked_for(&asked.body)).collect();
+        assert_eq!(formats, [true, false, false], "{provider}");
+    }
+}
+
+#[tokio::test]
+async fn schemas_that_cannot_be_enforced_are_a_hint_or_words() {
+    let free = json!({"type": "object", "additionalProperties": {"type": "integer"}});
+    for provider in ["anthropic", "openai"] {
+        let server = Provider::with(&[(200, answered(provider, r#"{"n": 5}"#))]);
+        assert_eq!(turn_with(&server, provider, Some(free.clone())).await.outcome.unwrap(), r#"{"n":5}"#);
+        let body = server.asked().remove(0).body;
+        let format = &body["response_format"]["json_schema"];
+        match provider {
+            "openai" => assert_eq!(*format, json!({"name": "answer", "schema": free, "strict": false})),
+            _ => assert!(body.get("output_config").is_none(), "{body}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_length_of_an_answer_can_be_set() {
+    for (provider, pointer) in [
+        ("anthropic", "/max_tokens"),
+        ("gemini", "/generationConfig/maxOutputTokens"),
+        ("ollama", "/options/num_predict"),
+        ("local", "/max_tokens"),
+        ("openai", "/max_completion_tokens"),
+    ] {
+        let server = Provider::with(&[(200, answered(provider, "x"))]);
+        let config = format!("{}max_tokens = 77\n", at(provider, &server.serve().await));
+        let turn = models(&config).0.turn(Some(&format!("{provider}/o3-mini")), asked("x", None)).await;
+        turn.outcome.unwrap();
+        assert_eq!(server.asked()[0].body.pointer(pointer), Some(&json!(77)), "{provider}");
+    }
 }
 
 #[tokio::test]
 async fn a_model_id_is_sent_as_it_stands() {
     for id in ["qwen3-max", "meta/llama-3:free", "ns::model-low"] {
-        let provider = Provider::with(&[(200, completion("x"))]);
-        let (models, _) = models(&provider.serve().await);
-        models.turn(Some(&format!("local/{id}")), asked("x", None)).await.unwrap();
-        let requests = provider.requests();
-        assert_eq!(requests[0]["model"], *id);
-        assert!(requests[0].get("reasoning_effort").is_none());
+        let server = Provider::with(&[(200, answered("local", "x"))]);
+        let (models, _) = models(&at("local", &format!("{}/v1/", server.serve().await)));
+        models.turn(Some(&format!("local/{id}")), asked("x", None)).await.outcome.unwrap();
+        let request = server.asked().remove(0);
+        assert_eq!(request.line, "POST /v1/chat/completions");
+        assert_eq!(request.body["model"], *id);
+        assert!(request.body.get("reasoning_effort").is_none());
     }
 }
 
 #[tokio::test]
 async fn compatible_endpoints_may_leave_things_out() {
     for (body, value, usage) in [
-        (json!({"choices": [{"message": {"content": "hi"}}]}), "\"hi\"", "null,\"outputTokens\":null"),
+        (json!({"choices": [{"message": {"content": "hi"}}]}), "\"hi\"", r#"null,"outputTokens":null}"#),
         (
             json!({"choices": [{"message": {"content": [{"type": "text", "text": "a"}, {"text": "b"}]}}],
                    "usage": {"prompt_tokens": 1}}),
             "\"ab\"",
-            "1,\"outputTokens\":null",
+            r#"1,"outputTokens":null}"#,
         ),
         (json!({"choices": [{"message": {"content": "hi"}}], "usage": null, "error": null}), "\"hi\"", "null"),
+        (json!({"choices": [{"message": {"content": "hi"}, "finish_reason": "eos_token"}]}), "\"hi\"", "null"),
+        (
+            json!({"choices": [{"message": {"content": "hi", "reasoning_content": "hm", "tool_calls": []}}]}),
+            "\"hi\"",
+            "null",
+        ),
     ] {
-        let reply = turn(&Provider::with(&[(200, body)]), None).await.unwrap();
-        assert_eq!(reply.value_json, value);
-        assert!(reply.usage_json.contains(usage), "{}", reply.usage_json);
+        let reply = turn(&Provider::with(&[(200, body)]), None).await;
+        assert_eq!(reply.outcome.unwrap(), value);
+        let found = reply.usage_json.unwrap();
+        assert!(found.contains(usage), "{found}");
     }
 }
 
 #[tokio::test]
-async fn a_schema_is_asked_for_and_enforced() {
-    let provider = Provider::with(&[(200, completion("```json\n{\"n\": 5}\n```"))]);
-    let reply = turn(&provider, Some(schema())).await.unwrap();
-    assert_eq!(reply.value_json, r#"{"n":5}"#);
-    let request = provider.requests().remove(0);
-    assert_eq!(
-        request["response_format"],
-        json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema(), "strict": true}})
-    );
-    assert_eq!(request["messages"][0]["role"], "system");
-    assert!(request["messages"][0]["content"].as_str().unwrap().contains("\"integer\""));
-}
-
-#[tokio::test]
-async fn a_bad_answer_is_repaired_once_and_then_rejected() {
-    let provider = Provider::with(&[(200, completion("five")), (200, completion(r#"{"n": 5}"#))]);
-    let reply = turn(&provider, Some(schema())).await.unwrap();
-    assert_eq!(reply.value_json, r#"{"n":5}"#);
-    assert_eq!(reply.usage_json, r#"{"model":"local/tiny","inputTokens":14,"outputTokens":6}"#);
-    let repair = &provider.requests()[1]["messages"];
-    assert_eq!(repair[2], json!({"role": "assistant", "content": "five"}));
-    assert!(repair[3]["content"].as_str().unwrap().starts_with("That answer is not valid: it is no JSON"), "{repair}");
-
-    let provider = Provider::with(&[(200, completion("five")), (200, completion(r#"{"n": "sk-very-secret"}"#))]);
-    let error = turn(&provider, Some(schema())).await.unwrap_err();
-    assert_eq!(error.code, AGENT_BAD_JSON);
-    assert!(error.message.contains("/n: \"[key]\" is not of type \"integer\""), "{}", error.message);
-    assert_eq!(provider.requests().len(), 2);
-}
-
-#[tokio::test]
-async fn an_endpoint_without_structured_output_is_asked_in_words_alone() {
-    let refusal = json!({"error": {"message": "response_format is not supported"}});
-    let provider = Provider::with(&[(400, refusal), (200, completion("5")), (200, completion(r#"{"n": 5}"#))]);
-    assert_eq!(turn(&provider, Some(schema())).await.unwrap().value_json, r#"{"n":5}"#);
-    let formats: Vec<bool> =
-        provider.requests().iter().map(|request| request.get("response_format").is_some()).collect();
-    assert_eq!(formats, [true, false, false]);
-}
-
-#[tokio::test]
-async fn overload_is_waited_out_at_most_twice() {
+async fn overload_is_waited_out_a_few_times() {
     let date = |second: u32| format!("Wed, 21 Oct 2026 07:28:{second:02} GMT");
     let ms = Duration::from_millis;
     for (first, headers, waits) in [
@@ -212,133 +377,35 @@ async fn overload_is_waited_out_at_most_twice() {
         (502, vec![], vec![ms(500)]),
         (529, vec![], vec![ms(500)]),
     ] {
-        let headers: Vec<(&'static str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let provider = Provider::with(&[(200, completion("at last"))]).after(first, &headers);
-        let (models, waited) = models(&provider.serve().await);
-        let reply = models.turn(Some("local/tiny"), asked("x", None)).await.unwrap();
-        assert_eq!(reply.value_json, "\"at last\"");
-        assert_eq!(*waited.lock().unwrap(), waits, "{first} {headers:?}");
+        for (provider, ..) in PROTOCOLS {
+            let server = Provider::with(&[(200, answered(provider, "at last"))]).after(first, &headers);
+            let (models, waited) = models(&at(provider, &server.serve().await));
+            let reply = models.turn(Some(&format!("{provider}/m-1")), asked("x", None)).await;
+            assert_eq!(reply.outcome.unwrap(), "\"at last\"");
+            assert_eq!(*waited.lock().unwrap(), waits, "{provider} {first} {headers:?}");
+            let asked = server.asked();
+            assert_eq!(
+                (asked[0].body.clone(), asked[0].headers.len()),
+                (asked[1].body.clone(), asked[1].headers.len())
+            );
+        }
     }
 
-    let provider = Provider::raw(500, &[], "boom");
-    let (models, waited) = models(&provider.serve().await);
-    let error = models.turn(Some("local/tiny"), asked("x", None)).await.unwrap_err();
+    let server = Provider::raw(500, &[], "boom");
+    let (models, waited) = models(&at("local", &server.serve().await));
+    let reply = models.turn(Some("local/m"), asked("x", None)).await;
+    let error = reply.outcome.unwrap_err();
     assert_eq!(error.code, MODEL_FAILED);
-    assert!(error.message.contains("\"local\" gave no answer (HTTP 500): boom"), "{}", error.message);
-    assert_eq!(*waited.lock().unwrap(), [ms(500), ms(1000)]);
-    assert_eq!(provider.requests().len(), 3);
+    assert!(error.message.ends_with("\"local\" gave no answer (HTTP 500): boom; it was asked 4 times"), "{error:?}");
+    assert_eq!(*waited.lock().unwrap(), [ms(500), ms(1000), ms(2000)]);
+    assert_eq!((server.asked().len(), reply.usage_json), (4, None));
 }
 
 #[tokio::test]
 async fn a_wait_that_is_too_long_is_reported_instead() {
-    let provider = Provider::raw(429, &[("retry-after", "3600")], r#"{"error":{"message":"quota"}}"#);
-    let (models, waited) = models(&provider.serve().await);
-    let error = models.turn(Some("local/tiny"), asked("x", None)).await.unwrap_err();
+    let server = Provider::raw(429, &[("retry-after", "3600")], r#"{"error":{"message":"quota"}}"#);
+    let (models, waited) = models(&at("local", &server.serve().await));
+    let error = models.turn(Some("local/m"), asked("x", None)).await.outcome.unwrap_err();
     assert!(error.message.contains("(HTTP 429): quota; it asks to wait 3600 s"), "{}", error.message);
     assert!(waited.lock().unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn what_is_no_answer_is_named_and_no_key_shown() {
-    let no_text = json!({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]});
-    let refusal = json!({"choices": [{"message": {"content": null, "refusal": "I must not."}}]});
-    for (status, body, part) in [
-        (200, "<html>".to_owned(), "no chat completion"),
-        (200, "{}".to_owned(), "holds no choices"),
-        (200, r#"{"choices": 7}"#.to_owned(), "no chat completion"),
-        (200, r#"{"error": {"message": "upstream is gone"}}"#.to_owned(), "upstream is gone"),
-        (200, no_text.to_string(), "no text (finish_reason \"length\")"),
-        (200, refusal.to_string(), "it refused: I must not."),
-        (
-            401,
-            format!(r#"{{"error": {{"message": "bad key {KEY}"}}}}"#),
-            "(HTTP 401): bad key [key]; check the key set",
-        ),
-        (404, r#"{"error": "no such model"}"#.to_owned(), "(HTTP 404): no such model; check `requires.model`"),
-        (403, format!("<p>{KEY}</p>{}", "x".repeat(100_000)), "(HTTP 403): <p>[key]</p>xxx"),
-        (418, String::new(), "(HTTP 418): it gave no reason"),
-        (307, String::new(), "(HTTP 307)"),
-    ] {
-        let provider = Provider::raw(status, &[("location", "http://127.0.0.1:9/")], &body);
-        let error = turn(&provider, None).await.unwrap_err();
-        assert_eq!(error.code, MODEL_FAILED, "{}", error.message);
-        assert!(error.message.contains(part), "{status}: {}", error.message);
-        assert!(!error.message.contains(KEY) && error.message.len() < 1000, "{}", error.message);
-        assert_eq!(provider.requests().len(), 1, "{status}");
-    }
-}
-
-#[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let endless = futures::stream::repeat_with(|| Ok::<_, std::convert::Infallible>(vec![b' '; 1 << 16]));
-    let router = Router::new()
-        .route("/v1/chat/completions", post(move || async move { axum::body::Body::from_stream(endless) }));
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let (models, _) = models(&format!("http://{address}/v1"));
-    let error = models.turn(Some("local/tiny"), asked("x", None)).await.unwrap_err();
-    assert!(error.message.contains("larger than 16777216 bytes"), "{}", error.message);
-}
-
-#[tokio::test]
-async fn a_provider_that_is_down_is_reported() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let (models, _) = models(&format!("http://{address}/v1"));
-    let error = models.turn(Some("local/tiny"), asked("x", None)).await.unwrap_err();
-    assert_eq!(error.code, MODEL_FAILED);
-    assert!(error.message.to_lowercase().contains("refused"), "{}", error.message);
-}
-
-#[tokio::test]
-async fn what_is_missing_is_said_with_the_place_to_set_it() {
-    let config = "[keyed]\nbase_url = \"http://127.0.0.1:9/v1\"\napi_key_env = \"KEYED_KEY\"\n\
-                  [odd]\nbase_url = \"http://127.0.0.1:9/v1\"\napi_key_env = \"ODD_KEY\"\n\
-                  [openai]\nbase_url = \"http://127.0.0.1:9/v1\"\n[broken]\nbase_url = \"ftp://x\"";
-    let config: ModelsConfig = toml::from_str(config).unwrap();
-    let models = Models::new(config, Arc::new(|name| (name == "ODD_KEY").then(|| "a\nb".to_owned())));
-    for (model, prompt, json, code, parts) in [
-        (None, "x", None, MODEL_NOT_SET, vec!["automation.json", "requires", "provider/model-id"]),
-        (Some("gpt"), "x", None, MODEL_NOT_SET, vec!["`requires.model`", "provider/model-id", "\"gpt\""]),
-        (Some("/gpt"), "x", None, MODEL_NOT_SET, vec!["provider/model-id"]),
-        (Some("x/y"), "x", None, MODEL_NOT_CONFIGURED, vec!["[models.x]", "base_url", "api_key_env", "dirigent.toml"]),
-        (Some("keyed/y"), "x", None, MODEL_NOT_CONFIGURED, vec!["KEYED_KEY", "[models.keyed]"]),
-        (Some("anthropic/y"), "x", None, MODEL_NOT_CONFIGURED, vec!["ANTHROPIC_API_KEY", "[models.anthropic]"]),
-        (Some("odd/y"), "x", None, MODEL_NOT_CONFIGURED, vec!["ODD_KEY"]),
-        (Some("broken/y"), "x", None, MODEL_NOT_CONFIGURED, vec!["[models.broken]", "http://"]),
-        (Some("keyed/y"), " ", None, AGENT_BAD_ARGS, vec!["`prompt`"]),
-        (Some("keyed/y"), "x", Some(json!({"type": "nope"})), AGENT_BAD_ARGS, vec!["`json` is no valid JSON Schema"]),
-        // Its usual key is not for another host, and is not asked for.
-        (Some("openai/y"), "x", None, MODEL_FAILED, vec!["\"openai\" gave no answer"]),
-    ] {
-        let error = models.turn(model, asked(prompt, json)).await.unwrap_err();
-        assert_eq!(error.code, code, "{model:?}: {}", error.message);
-        for part in parts {
-            assert!(error.message.contains(part), "{model:?}: {}", error.message);
-        }
-    }
-}
-
-#[test]
-fn settings_are_checked() {
-    for (config, part) in [
-        ("[openai]", None),
-        ("[openai]\napi_key_env = \"MY_KEY\"", None),
-        ("[x]\nbase_url = \"https://host/v1\"", None),
-        ("[x]\napi_key_env = \"K\"", Some("models.x.base_url is missing")),
-        ("[x]\nbase_url = \"host/v1\"", Some("models.x.base_url")),
-        ("[x]\nbase_url = \"file:///x\"", Some("http://")),
-        ("[x]\nbase_url = \"https://u:p@host\"", Some("no user, password")),
-        ("[x]\nbase_url = \"https://host?key=1\"", Some("query")),
-        ("[\"a/b\"]\nbase_url = \"https://host\"", Some("no `/`")),
-    ] {
-        let problems = toml::from_str::<ModelsConfig>(config).unwrap().problems();
-        match part {
-            None => assert!(problems.is_empty(), "{config}: {problems:?}"),
-            Some(part) => assert!(problems.iter().any(|problem| problem.contains(part)), "{config}: {problems:?}"),
-        }
-    }
-    assert!(toml::from_str::<ModelsConfig>("[x]\nbase_uri = \"y\"").is_err());
 }

@@ -142,8 +142,9 @@ fn handlers_of_the_guide_are_good_or_wrong_as_it_says() {
 async fn the_examples_do_what_the_guide_says() {
     let root = Root::new();
     write_examples(&root);
-    let (base, _) = agent::model(vec![json!(r#"{"urgency":"high","reason":"Something burns."}"#)]).await;
-    root.write("dirigent.toml", &format!("[models.local]\nbase_url = \"{base}\"\n"));
+    let answer = agent::answered("local", r#"{"urgency":"high","reason":"Something burns."}"#);
+    let (base, _) = agent::server(vec![(200, answer)]).await;
+    root.write("dirigent.toml", &format!("[models.local]\nbase_url = \"{base}/v1\"\n"));
     let clock = TestClock::at(NOW);
     let daemon = root.daemon_at(Clock::Test(clock.clone())).await;
     let mut input: Option<Block> = None;

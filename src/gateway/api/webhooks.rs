@@ -9,6 +9,7 @@ use super::extract::{NoBody, NoParams, Params, Target};
 use super::{Api, Reply, openapi};
 use crate::edit;
 use crate::fire::{AppId, AutomationId, Handle};
+use crate::gateway::hooks;
 
 /// What a sender has to be given. The secret is told here and nowhere else: only its hash is kept.
 #[derive(Serialize, ToSchema)]
@@ -71,7 +72,7 @@ pub async fn rotate(
 
 impl Api {
     fn credentials(&self, handle: Handle, edit::Minted { slug, secret }: edit::Minted) -> Credentials {
-        let url = self.shared.hooks.map(|at| format!("http://{}/_centraid-hook/{slug}", reachable(at)));
+        let url = self.shared.hooks.map(|at| hooks::url(&reachable(at).to_string(), &slug));
         Credentials { handle, slug, url, secret }
     }
 }

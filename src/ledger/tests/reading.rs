@@ -169,3 +169,56 @@ async fn rows_edited_by_hand_are_shown_or_reported() {
     root.client(&app).execute("UPDATE runs SET status = 'odd'", []).unwrap();
     assert!(matches!(root.reader(&app).run(&id), Err(LedgerError::BadRow { .. })));
 }
+
+#[tokio::test]
+async fn tallies_add_up_what_runs_took() {
+    let root = root();
+    let app = root.app("shop");
+    let ids = sample(&root, &app).await;
+    let agent = |input: &str| {
+        let usage = format!(r#"{{"model":"p/m","inputTokens":{input},"outputTokens":2}}"#);
+        (NewNode { kind: NodeKind::Agent, ..node(0) }, NodeClose { usage_json: Some(usage), ..node_end(0) })
+    };
+    let run = |n: i64, status: RunStatus, took: i64, retry_of: Option<RunId>| {
+        let at = T0 + 10_000 + n * 1000;
+        (NewRun { automation_id: automation("c"), retry_of, ..manual(&app, at) }, status, at + took)
+    };
+    for n in 0..20 {
+        let status = if n < 15 { RunStatus::Ok } else { RunStatus::Error };
+        let (run, status, end) = run(n, status, 100 * (20 - n), (n == 19).then(|| ids[2].clone()));
+        let id = root.opened(&app, run).await;
+        if n < 3 {
+            let (open, close) = agent(["7", "null", "\"x\""][usize::try_from(n).unwrap()]);
+            root.ledgers.open_nodes(&app, &id, vec![open]).await.unwrap();
+            root.ledgers.close_nodes(&app, &id, vec![close]).await.unwrap();
+        }
+        root.ledgers.close_run(&app, close(&id, end, status, HistoryKeep::All, "c", None)).await.unwrap();
+    }
+    let edited = format!("UPDATE run_nodes SET usage_json = '{{' WHERE run_id > '{}'", ids[5].as_str());
+    let reader = root.reader(&app);
+    let c = Tally {
+        fires: 19,
+        retries: 1,
+        ok: 15,
+        error: 5,
+        duration: Some(Quantiles { p50_ms: 1000, p95_ms: 1900 }),
+        agent_calls: 3,
+        input_tokens: 7,
+        output_tokens: 6,
+        ..Tally::default()
+    };
+    let five = Some(Quantiles { p50_ms: 5, p95_ms: 5 });
+    let a = Tally { fires: 3, ok: 1, error: 1, skipped: 1, open: 1, duration: five, ..Tally::default() };
+    let all = reader.tallies(None, None).unwrap();
+    assert_eq!(all.keys().map(AutomationId::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!((all[&automation("a")], all[&automation("c")]), (a, c));
+    assert_eq!(reader.tallies(Some(&automation("c")), None).unwrap(), [(automation("c"), c)].into());
+    let late = reader.tallies(None, Some(T0 + 4000)).unwrap();
+    assert_eq!(late[&automation("a")], Tally { fires: 1, skipped: 1, open: 1, ..Tally::default() });
+    assert_eq!(late.len(), 2, "b has none since then");
+    assert_eq!(reader.tallies(Some(&automation("zzz")), None).unwrap(), [].into());
+    // Whatever a person has made of the rows.
+    root.client(&app).execute(&edited, []).unwrap();
+    let edited = reader.tallies(None, None).unwrap()[&automation("c")];
+    assert_eq!(edited, Tally { agent_calls: 0, input_tokens: 0, output_tokens: 0, ..c });
+}

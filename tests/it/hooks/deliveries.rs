@@ -101,7 +101,6 @@ async fn the_retry_of_a_delivery_is_run_and_is_not_its_answer() {
     );
     let daemon = root.daemon().await;
     let hooks = Hooks::of(&daemon, &root).await;
-    assert!(hooks::url_of(&daemon, "flaky").starts_with(&hooks.base));
     let mut events = daemon.services().bus.runs();
     let first = answer(hooks.post("flaky").header("webhook-id", "d1")).await;
     assert_eq!(first.status, 500, "{first:?}");
