@@ -1,10 +1,10 @@
 // What a page of another origin can do to a daemon whose user is logged in: nothing, and it learns nothing.
 //
-// The attacks are made by a real page in the browser that holds the session. From a neighbour (another port of the same
-// address) the session's cookie goes along, because browsers tell neither sites nor cookies apart by port; from another
-// site it stays behind; and a name that was rebound makes the page and the daemon one origin in the browser's eyes. Each
-// attack is first made on a server without any defence, so that an attack which browsers stop by themselves, or which
-// was written wrong, is not mistaken for a defence.
+// The attacks are made by a real page in the browser that holds the session. From a neighbour (another port of the
+// same address) the session's cookie goes along, because browsers tell neither sites nor cookies apart by port; from
+// another site it stays behind; and a name that was rebound makes the page and the daemon one origin in the
+// browser's eyes. Each attack is first made on a server without any defence, so that an attack which browsers stop
+// by themselves, or which was written wrong, is not mistaken for a defence.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -35,7 +35,8 @@ const ATTACKS = {
   'a form': ({ url }) => globalThis.submit(url, 'application/x-www-form-urlencoded', { input: 'evil' }),
   'a form with parts': ({ url }) => globalThis.submit(url, 'multipart/form-data', { input: 'evil' }),
   // Comes out as `{"input":{"evil":true},"x":"="}`.
-  'a form that spells JSON': ({ url }) => globalThis.submit(url, 'text/plain', { '{"input":{"evil":true},"x":"': '"}' }),
+  'a form that spells JSON': ({ url }) =>
+    globalThis.submit(url, 'text/plain', { '{"input":{"evil":true},"x":"': '"}' }),
   'fetch without CORS': ({ url, body }) => globalThis.read(url, { method: 'POST', mode: 'no-cors', body }),
   'fetch without CORS and without a type': ({ url, body }) =>
     globalThis.read(url, { method: 'POST', mode: 'no-cors', body: new Blob([body]) }),
@@ -72,7 +73,11 @@ const STOPPED_BY_THE_BROWSER = {
   'fetch of JSON': ({ url, body }) =>
     globalThis.read(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body }),
   'fetch with a guessed token': ({ url, body }) =>
-    globalThis.read(url, { method: 'POST', headers: { authorization: 'Bearer 0', 'content-type': 'text/plain' }, body }),
+    globalThis.read(url, {
+      method: 'POST',
+      headers: { authorization: 'Bearer 0', 'content-type': 'text/plain' },
+      body,
+    }),
   'a beacon of JSON': ({ url, body }) => {
     navigator.sendBeacon(url, new Blob([body], { type: 'application/json' }));
     return null;
@@ -80,11 +85,15 @@ const STOPPED_BY_THE_BROWSER = {
 };
 
 const READERS = {
-  'fetch': ({ url }) => globalThis.read(url, {}),
+  fetch: ({ url }) => globalThis.read(url, {}),
   'fetch without CORS': ({ url }) => globalThis.read(url, { mode: 'no-cors' }),
   'an image': ({ url }) => globalThis.load('img', { src: url }),
   'a script': ({ url }) => globalThis.load('script', { src: url }),
-  'a module': ({ url }) => import(url).then(() => 'it was run', () => null),
+  'a module': ({ url }) =>
+    import(url).then(
+      () => 'it was run',
+      () => null,
+    ),
   'a style sheet': ({ url }) => globalThis.load('link', { rel: 'stylesheet', href: url }),
   'a prefetch': ({ url }) => globalThis.load('link', { rel: 'prefetch', href: url }),
   'a video': ({ url }) => globalThis.load('video', { src: url }, 'canplay'),
@@ -117,7 +126,12 @@ function tools() {
     new Promise((done) => {
       const frame = Object.assign(document.createElement('iframe'), { name: `frame${frames++}` });
       document.body.append(frame);
-      const form = Object.assign(document.createElement('form'), { action: url, method: 'post', enctype, target: frame.name });
+      const form = Object.assign(document.createElement('form'), {
+        action: url,
+        method: 'post',
+        enctype,
+        target: frame.name,
+      });
       for (const [name, value] of Object.entries(fields)) {
         form.append(Object.assign(document.createElement('input'), { name, value, type: 'hidden' }));
       }
@@ -235,7 +249,12 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
     return got;
   };
 
-  const nothing = (got) => assert.deepEqual(Object.entries(got).filter(([, read]) => read !== null), [], 'what was read');
+  const nothing = (got) =>
+    assert.deepEqual(
+      Object.entries(got).filter(([, read]) => read !== null),
+      [],
+      'what was read',
+    );
 
   async function unchanged(manifest, victim) {
     assert.deepEqual(await served.runs(), []);
@@ -262,7 +281,10 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
       await naive.until(() => posts().length >= Object.keys(ATTACKS).length);
       assert.equal(posts().length, Object.keys(ATTACKS).length, JSON.stringify(posts()));
       assert.ok(posts().every(({ path }) => path === '/v1/x'));
-      assert.ok(posts().every(({ cookie }) => (cookie !== undefined) === cookieGoesAlong), JSON.stringify(posts()));
+      assert.ok(
+        posts().every(({ cookie }) => (cookie !== undefined) === cookieGoesAlong),
+        JSON.stringify(posts()),
+      );
 
       nothing(await attempt(page, ATTACKS, served.admin, CHANGES));
       nothing(await attempt(page, STOPPED_BY_THE_BROWSER, served.admin, CHANGES));
@@ -314,10 +336,13 @@ describe('a page of another origin', { timeout: 300_000 }, () => {
     await page.goto(`${origin}/`);
     name.port = served.port;
     const ask = (path, options) =>
-      page.evaluate(async ([path, options]) => {
-        const response = await fetch(path, options);
-        return `${response.status} ${(await response.text()).match(/"code":"(\w+)"/)?.[1]}`;
-      }, [path, options]);
+      page.evaluate(
+        async ([path, options]) => {
+          const response = await fetch(path, options);
+          return `${response.status} ${(await response.text()).match(/"code":"(\w+)"/)?.[1]}`;
+        },
+        [path, options],
+      );
     for (const path of [...READS, '/login?code=0', '/readyz', '/openapi.json']) {
       assert.equal(await ask(path, {}), '421 wrong_host', path);
     }
@@ -377,7 +402,11 @@ async function nameServer(first) {
   const server = net.createServer((from) => {
     const to = net.connect(at.port, '127.0.0.1');
     from.pipe(to).pipe(from);
-    for (const [one, other] of [[from, to], [to, from]]) one.on('error', () => other.destroy());
+    for (const [one, other] of [
+      [from, to],
+      [to, from],
+    ])
+      one.on('error', () => other.destroy());
   });
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');

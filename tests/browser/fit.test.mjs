@@ -58,7 +58,9 @@ describe('the pages', { timeout: 300_000 }, () => {
 
   test('would be found lacking', async (t) => {
     const page = await guardedPage(t, chromium, []);
-    await page.setContent('<html lang="en"><title>t</title><main><p style="color: #aaa; background: #fff">faint</p><button></button></main>');
+    await page.setContent(
+      '<html lang="en"><title>t</title><p style="color: #aaa; background: #fff">faint</p><button></button>',
+    );
     const rules = (await seriousFindings(page)).map((finding) => finding.split(':')[0]).sort();
     assert.deepEqual(rules, ['critical button-name', 'serious color-contrast']);
   });
@@ -113,7 +115,9 @@ describe('the pages', { timeout: 300_000 }, () => {
     const page = await signIn(t, chromium, served);
     await page.evaluate(() => {
       globalThis.shifts = [];
-      new PerformanceObserver((list) => globalThis.shifts.push(...list.getEntries().map(({ value }) => value))).observe({ type: 'layout-shift', buffered: true });
+      new PerformanceObserver((list) => globalThis.shifts.push(...list.getEntries().map(({ value }) => value))).observe(
+        { type: 'layout-shift', buffered: true },
+      );
     });
     await openRun(page, served, runs.ok);
     await openAutomation(page, served, 'auto.editor/review');
@@ -138,7 +142,9 @@ describe('two thousand automations', { timeout: 300_000 }, () => {
     const fields = { triggers: [{ kind: 'cron', expr: '0 8 1 1 *' }], concurrency: { mode: 'queued', max: 100 } };
     for (let app = 0; app < APPS; app += 1) {
       const some = Array.from({ length: EACH }, (_, n) => `app.${app}/automation-${n}`);
-      await Promise.all(some.map((handle) => root.automation(handle, fields, "export default () => ({ summary: 'done' });")));
+      await Promise.all(
+        some.map((handle) => root.automation(handle, fields, "export default () => ({ summary: 'done' });")),
+      );
     }
     served = await serve(root);
     assert.equal(served.ready.automations, APPS * EACH);
@@ -174,7 +180,9 @@ describe('two thousand automations', { timeout: 300_000 }, () => {
     await page.getByTestId('overview-more').click();
     await page.getByTestId('sort').selectOption('next');
     await busy;
-    const slowest = await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(globalThis.slowest)))));
+    const slowest = await page.evaluate(
+      () => new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(globalThis.slowest)))),
+    );
     t.diagnostic(`slowest interaction: ${slowest} ms`);
     assert.ok(slowest < RESPONSE_MS, `${slowest} ms`);
   });

@@ -76,7 +76,10 @@ export async function serve(root) {
   const log = root.join('serve.log');
   child.stderr.pipe(createWriteStream(log));
   const gone = once(child, 'exit');
-  const line = await Promise.race([once(createInterface(child.stdout), 'line').then(([line]) => line), gone.then(() => null)]);
+  const line = await Promise.race([
+    once(createInterface(child.stdout), 'line').then(([line]) => line),
+    gone.then(() => null),
+  ]);
   if (line === null) throw new Error(`serve ended before it was ready: ${await readFile(log, 'utf8')}`);
   const ready = JSON.parse(line);
   const token = (await root.read('.dirigent/token')).trim();
@@ -125,7 +128,14 @@ export class Served {
 
   /** Every run that stands in a ledger, newest first, read past the daemon. */
   async runs() {
-    const { stdout } = await promisify(execFile)(PROGRAM, ['--json', '--root', this.root.dir, 'runs', '--limit', '10000']);
+    const { stdout } = await promisify(execFile)(PROGRAM, [
+      '--json',
+      '--root',
+      this.root.dir,
+      'runs',
+      '--limit',
+      '10000',
+    ]);
     return JSON.parse(stdout).runs;
   }
 
@@ -189,7 +199,9 @@ export async function guardedPage(t, browser, origins, { allow = () => false, ..
   const trouble = (text) => allow(text) || troubles.push(text);
   await context.addInitScript(() => {
     addEventListener('securitypolicyviolation', (event) => {
-      console.error(`policy: ${event.violatedDirective} forbids ${event.blockedURI} at ${event.sourceFile}:${event.lineNumber}`);
+      console.error(
+        `policy: ${event.violatedDirective} forbids ${event.blockedURI} at ${event.sourceFile}:${event.lineNumber}`,
+      );
     });
   });
   context.on('console', (message) => {
@@ -202,7 +214,8 @@ export async function guardedPage(t, browser, origins, { allow = () => false, ..
   });
   context.on('request', (request) => {
     const url = new URL(request.url());
-    if (!['data:', 'blob:', 'about:'].includes(url.protocol) && !origins.includes(url.origin)) trouble(`request: ${url}`);
+    if (!['data:', 'blob:', 'about:'].includes(url.protocol) && !origins.includes(url.origin))
+      trouble(`request: ${url}`);
   });
   t.after(async () => {
     await context.close();
@@ -226,9 +239,14 @@ export async function seriousFindings(page) {
 /** Whether one can see what has the focus: it looks different without. */
 export async function showsFocus(page) {
   const clip = await page.evaluate(() => {
-    const boxes = [document.activeElement, document.activeElement.closest('li') ?? document.activeElement].map((element) => element.getBoundingClientRect());
+    const boxes = [document.activeElement, document.activeElement.closest('li') ?? document.activeElement].map(
+      (element) => element.getBoundingClientRect(),
+    );
     const [left, top] = [Math.min(...boxes.map((box) => box.left)) - 6, Math.min(...boxes.map((box) => box.top)) - 6];
-    const [right, bottom] = [Math.max(...boxes.map((box) => box.right)) + 6, Math.max(...boxes.map((box) => box.bottom)) + 6];
+    const [right, bottom] = [
+      Math.max(...boxes.map((box) => box.right)) + 6,
+      Math.max(...boxes.map((box) => box.bottom)) + 6,
+    ];
     const [x, y] = [Math.max(0, left), Math.max(0, top)];
     return { x, y, width: Math.min(innerWidth, right) - x, height: Math.min(innerHeight, bottom) - y };
   });
@@ -258,7 +276,9 @@ export function cutOff(page) {
         if (overflowX === 'visible') continue;
         const edge = around.getBoundingClientRect();
         if (box.left < edge.left - 1 || box.right > edge.right + 1) {
-          cut.push(`${control.outerHTML.slice(0, 120)} ends at ${Math.round(box.right)}, ${around.className} at ${Math.round(edge.right)}`);
+          cut.push(
+            `${control.outerHTML.slice(0, 120)} ends at ${box.right}, ${around.className} at ${edge.right}`,
+          );
           break;
         }
       }

@@ -23,12 +23,14 @@ export default async ({ ctx, log, input }) => {
   log.info(nasty('logged'), { [nasty('field')]: nasty('value') });
   log.warn(nasty('before fields'), { plain: 'fields' });
   log.warn(${JSON.stringify(LONG)});
-  await ctx.tool('centraid_read', { app: nasty('app'), query: nasty('query'), [nasty('key')]: nasty('argument') }).catch(() => {});
+  const args = { app: nasty('app'), query: nasty('query'), [nasty('key')]: nasty('argument') };
+  await ctx.tool('centraid_read', args).catch(() => {});
   const { output } = await ctx.invoke('echo', { input: nasty('invoked') });
   await ctx.tool(nasty('tool'), { long: ${JSON.stringify(LONG)} }).catch(() => {});
   // ${nasty('source').replace(/\n/g, ' ')}
   if (input?.fail) throw new Error(nasty('error') + '\\n' + nasty('second line'));
-  return { summary: nasty('summary'), output: { [nasty('output key')]: nasty('output'), output, long: ${JSON.stringify(LONG)} } };
+  const long = ${JSON.stringify(LONG)};
+  return { summary: nasty('summary'), output: { [nasty('output key')]: nasty('output'), output, long } };
 };
 `;
 
@@ -43,14 +45,28 @@ describe('hostile text', { timeout: 300_000 }, () => {
 
   before(async () => {
     const root = await makeRoot({ empty: true });
-    const fields = { name: nasty('name'), description: nasty('description'), prompt: nasty('prompt'), version: nasty('version') };
+    const fields = {
+      name: nasty('name'),
+      description: nasty('description'),
+      prompt: nasty('prompt'),
+      version: nasty('version'),
+    };
     await root.automation('auto.nasty/target', { ...fields, [nasty('unknown field')]: nasty('unknown') }, HANDLER);
     await root.automation('auto.nasty/echo', {}, 'export default ({ input }) => ({ summary: input, output: input });');
     const hook = { triggers: [{ kind: 'webhook', pending: true }] };
     await root.automation('auto.nasty/posted', hook, 'export default ({ input }) => ({ summary: input });');
-    await root.automation('auto.nasty/long', { name: LONG, description: LONG }, 'export default () => ({ summary: ' + JSON.stringify(LONG) + ' });');
+    await root.automation(
+      'auto.nasty/long',
+      { name: LONG, description: LONG },
+      'export default () => ({ summary: ' + JSON.stringify(LONG) + ' });',
+    );
     // The registry tells what is wrong with it in its own words, and with some of theirs.
-    await root.manifest('auto.nasty/broken', { ...fields, onFailure: nasty('handler'), triggers: [{ kind: 'cron', expr: nasty('expr') }], requires: { model: nasty('model') } });
+    await root.manifest('auto.nasty/broken', {
+      ...fields,
+      onFailure: nasty('handler'),
+      triggers: [{ kind: 'cron', expr: nasty('expr') }],
+      requires: { model: nasty('model') },
+    });
     served = await serve(root);
     chromium = await launch();
     okRun = await served.run('auto.nasty/target', { given: nasty('input'), long: LONG });
@@ -105,7 +121,18 @@ describe('hostile text', { timeout: 300_000 }, () => {
       const page = await signIn(t, chromium, served, { viewport });
       await openRun(page, served, okRun.runId);
       for (const call of await calls(page).all()) await call.locator('.node-head').first().click();
-      await isText(page, ['logged', 'field', 'value', 'argument', 'invoked', 'tool', 'summary', 'output', 'output key', 'input']);
+      await isText(page, [
+        'logged',
+        'field',
+        'value',
+        'argument',
+        'invoked',
+        'tool',
+        'summary',
+        'output',
+        'output key',
+        'input',
+      ]);
       await openRun(page, served, failedRun.runId);
       await isText(page, ['error', 'second line']);
       await openRun(page, served, postedRun);
@@ -116,7 +143,11 @@ describe('hostile text', { timeout: 300_000 }, () => {
 
 /** What a stranger with the secret may say: not even JSON, and an id of its own. */
 async function post({ url, secret }) {
-  const headers = { authorization: `Bearer ${secret}`, 'content-type': 'text/html', 'webhook-id': '<b class="injected">id</b>' };
+  const headers = {
+    authorization: `Bearer ${secret}`,
+    'content-type': 'text/html',
+    'webhook-id': '<b class="injected">id</b>',
+  };
   const response = await fetch(url, { method: 'POST', headers, body: nasty('posted') });
   const answer = await response.json();
   assert.equal(response.status, 200, JSON.stringify(answer));

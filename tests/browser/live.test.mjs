@@ -39,10 +39,22 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     await root.automation('auto.test/steps', { name: 'Steps', apps: ['bookshelf'] }, STEPS);
     await root.automation('auto.test/gate', {}, 'export default () => new Promise((done) => setTimeout(done, 1e8));');
     await root.automation('auto.test/fails', { name: 'Fails' }, FAILS);
-    await root.automation('auto.test/quick', {}, "export default ({ input }) => ({ summary: 'got ' + JSON.stringify(input), output: input });");
-    await root.automation('auto.test/switched', { triggers: [{ kind: 'cron', expr: '0 8 1 1 *' }] }, 'export default () => {};');
+    await root.automation(
+      'auto.test/quick',
+      {},
+      "export default ({ input }) => ({ summary: 'got ' + JSON.stringify(input), output: input });",
+    );
+    await root.automation(
+      'auto.test/switched',
+      { triggers: [{ kind: 'cron', expr: '0 8 1 1 *' }] },
+      'export default () => {};',
+    );
     await root.automation('auto.test/edited', {}, 'export default () => {};');
-    await root.automation('auto.test/hooked', { triggers: [{ kind: 'webhook', pending: true }] }, 'export default () => {};');
+    await root.automation(
+      'auto.test/hooked',
+      { triggers: [{ kind: 'webhook', pending: true }] },
+      'export default () => {};',
+    );
     served = await serve(root);
     chromium = await launch();
   });
@@ -61,7 +73,8 @@ describe('the dashboard', { timeout: 300_000 }, () => {
   /** Fails when the page was loaded anew since. */
   async function marked(page) {
     await page.evaluate(() => (globalThis.mark = 'the same page'));
-    return async () => assert.equal(await page.evaluate(() => globalThis.mark), 'the same page', 'nothing was reloaded');
+    return async () =>
+      assert.equal(await page.evaluate(() => globalThis.mark), 'the same page', 'nothing was reloaded');
   }
 
   test('Run now shows the trace growing, and its end', async (t) => {
@@ -80,7 +93,10 @@ describe('the dashboard', { timeout: 300_000 }, () => {
       const gate = calls(page).nth(3 * at + 2);
       await gate.and(page.locator('[data-kind="invoke"][data-status="running"]')).waitFor();
       assert.equal(await calls(page).count(), 3 * (at + 1));
-      assert.equal(await page.getByTestId('trace-node').and(page.locator('[data-kind="tool"][data-status="ok"]')).count(), 2 * (at + 1));
+      assert.equal(
+        await page.getByTestId('trace-node').and(page.locator('[data-kind="tool"][data-status="ok"]')).count(),
+        2 * (at + 1),
+      );
       await page.getByTestId('log-line').getByText(`did ${step}`).waitFor();
       await runStatus(page, 'running').waitFor();
       await openGate();
@@ -93,7 +109,11 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     await unchanged();
 
     // The same two calls side by side, and each with what was asked and answered.
-    assert.deepEqual(await calls(page).evaluateAll((nodes) => nodes.slice(0, 3).map((node) => node.dataset.batch)), ['first', 'last', '']);
+    assert.deepEqual(await calls(page).evaluateAll((nodes) => nodes.slice(0, 3).map((node) => node.dataset.batch)), [
+      'first',
+      'last',
+      '',
+    ]);
     await calls(page).nth(1).getByRole('button', { name: 'centraid_describe' }).click();
     await calls(page).nth(1).getByLabel('request').getByText('"bookshelf"').waitFor();
     await calls(page).nth(1).getByLabel('response').getByText('"queries"').waitFor();
@@ -145,7 +165,8 @@ describe('the dashboard', { timeout: 300_000 }, () => {
 
   test('an automation is switched off and on, on disk', async (t) => {
     const page = await signIn(t, chromium, served);
-    const enabled = async () => JSON.parse(await served.root.read('auto.test/automations/switched/automation.json')).enabled;
+    const enabled = async () =>
+      JSON.parse(await served.root.read('auto.test/automations/switched/automation.json')).enabled;
     await openAutomation(page, served, 'auto.test/switched');
     await page.getByTestId('trigger').getByText('Next', { exact: false }).first().waitFor();
     await page.getByTestId('toggle-enabled').and(page.locator('[data-enabled="true"]')).click();
@@ -187,7 +208,11 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     const page = await signIn(t, chromium, served);
     const unchanged = await marked(page);
     await row(page, 'auto.test/quick').waitFor();
-    await served.root.automation('auto.dropped/new', { name: 'Just dropped' }, "export default () => ({ summary: 'ran at once' });");
+    await served.root.automation(
+      'auto.dropped/new',
+      { name: 'Just dropped' },
+      "export default () => ({ summary: 'ran at once' });",
+    );
     await row(page, 'auto.dropped/new').getByText('Just dropped').waitFor();
     await served.run('auto.dropped/new');
     await row(page, 'auto.dropped/new').getByText('ran at once').waitFor();
@@ -258,12 +283,17 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     const stops = new Set();
     for (let presses = 0; presses < 40; presses += 1) {
       await keyboard.press('Tab');
-      const stop = await page.evaluate(() => (document.activeElement === document.body ? 'body' : document.activeElement.outerHTML));
+      const stop = await page.evaluate(() =>
+        document.activeElement === document.body ? 'body' : document.activeElement.outerHTML,
+      );
       if (stop === 'body' || stops.has(stop)) break;
       stops.add(stop);
       assert.ok(await showsFocus(page), `no focus is seen on ${stop}`);
     }
-    assert.ok([...stops].some((stop) => stop.includes('replay-run')), 'Replay is reached');
+    assert.ok(
+      [...stops].some((stop) => stop.includes('replay-run')),
+      'Replay is reached',
+    );
 
     await keyboard.press('g');
     await page.getByTestId('search').waitFor();

@@ -29,7 +29,10 @@ export default async ({ ctx, log }) => {
   ]);
   log.info('read the shelves', { books: books.length, digests: digests.length });
   const text = books.map(({ title, author }) => title + ' by ' + author).join('. ');
-  const [, proof] = await Promise.all([ctx.invoke('typeset', { input: { text } }), ctx.invoke('proof-read', { input: { text } })]);
+  const [, proof] = await Promise.all([
+    ctx.invoke('typeset', { input: { text } }),
+    ctx.invoke('proof-read', { input: { text } }),
+  ]);
   log.info('proofs are back', proof.output);
   const sent = await ctx.invoke('print', { input: { copies: 40 } });
   return { summary: \`\${books.length} books, \${sent.output.copies} copies\`, output: sent.output };
@@ -51,11 +54,22 @@ async function apps() {
     apps: ['bookshelf'],
   };
   await root.automation('auto.press/annual', annual, ANNUAL);
-  await root.automation('auto.press/typeset', { name: 'Typeset' }, takes(700, "return { summary: '12 pages', output: { pages: 12 } };"));
-  const proof = "const { output } = await ctx.invoke('auto.editor/review', { input });\n  await new Promise((done) => setTimeout(done, 250));\n  return { summary: 'fine', output };";
+  await root.automation(
+    'auto.press/typeset',
+    { name: 'Typeset' },
+    takes(700, "return { summary: '12 pages', output: { pages: 12 } };"),
+  );
+  const proof =
+    "const { output } = await ctx.invoke('auto.editor/review', { input });\n" +
+    '  await new Promise((done) => setTimeout(done, 250));\n' +
+    "  return { summary: 'fine', output };";
   await root.automation('auto.press/proof-read', { name: 'Proof-read' }, takes(200, proof));
   await root.automation('auto.press/print', { name: 'Print' }, takes(1e8, 'return { output: input };'));
-  await root.automation('auto.press/reprint', { name: 'Reprint', enabled: false, triggers: [{ kind: 'cron', expr: '0 7 1 * *' }] }, 'export default () => {};');
+  await root.automation(
+    'auto.press/reprint',
+    { name: 'Reprint', enabled: false, triggers: [{ kind: 'cron', expr: '0 7 1 * *' }] },
+    'export default () => {};',
+  );
   const wrong = { name: 'Hello', triggers: [{ kind: 'cron', expr: '99 * * * *' }] };
   await root.automation('auto.mine/hello', wrong, "export default () => ({ summary: 'hello' });");
   return root;
