@@ -2,7 +2,8 @@
 //!
 //! Bytes go in, `(value, problems)` come out: [`fn@parse`] names every problem at once, each with line and column, and
 //! gives a [`Manifest`] only when none of them is an error. [`set_enabled`], [`provision_webhook`] and
-//! [`rotate_webhook`] turn manifest text into manifest text. Nothing here reads a file, a clock or the environment.
+//! [`rotate_webhook`] turn manifest text into manifest text; [`propose`] says what of a builder's text may be written.
+//! Nothing here reads a file, a clock or the environment.
 //!
 //! Words: a *problem* is an error (the manifest is refused) or a warning (it runs). *Provisioned* and *pending* are the
 //! two states of a webhook trigger: with a minted route id and secret hash, or merely declared by a builder.
@@ -22,6 +23,7 @@ pub(crate) mod json_tree;
 mod leniency;
 mod parse;
 pub(crate) mod position;
+mod proposal;
 pub(crate) mod report;
 mod rewrite;
 mod schema;
@@ -36,6 +38,7 @@ mod fixture_tests;
 use serde_json::Value;
 
 pub use parse::{Parsed, parse};
+pub use proposal::{Proposed, propose};
 pub use rewrite::{RewriteError, provision_webhook, rotate_webhook, set_enabled};
 pub use schema::json_schema;
 pub use triggers::is_slug;

@@ -33,6 +33,13 @@ pub enum RewriteError {
     InvalidSecretHash,
 }
 
+impl RewriteError {
+    #[allow(clippy::needless_pass_by_value, reason = "it stands where an error is turned into another")]
+    pub(super) fn invalid(error: serde_json::Error) -> Self {
+        Self::InvalidJson(error.to_string())
+    }
+}
+
 /// Sets `enabled`. Where it is absent it goes below `name`, `version` and `description`.
 ///
 /// # Errors
@@ -93,6 +100,27 @@ pub fn rotate_webhook(text: &str, secret_hash: &str) -> Result<String, RewriteEr
     document.finish()
 }
 
+/// Gives the webhook trigger that has no id these fields, in place of `pending`; those that it has stay.
+///
+/// # Errors
+/// [`RewriteError::NoPendingWebhook`]; as [`set_enabled`].
+pub(super) fn keep_credentials<'n>(
+    text: &str,
+    kept: impl Iterator<Item = (&'n str, serde_json::Value)>,
+) -> Result<String, RewriteError> {
+    let mut document = Document::read(text)?;
+    let webhook = document.webhook(|entry| entry.get("id").is_none()).ok_or(RewriteError::NoPendingWebhook)?;
+    webhook.0.retain(|field| field.name != "pending");
+    for (name, value) in kept {
+        if webhook.get(name).is_none() {
+            let text = value.to_string();
+            let node = Node::read(&text).map_err(RewriteError::invalid)?;
+            webhook.0.push(Field::new(name, Draft::from_node(&node, &text)));
+        }
+    }
+    document.finish()
+}
+
 fn hash_value(secret_hash: &str) -> Result<Draft, RewriteError> {
     parse_secret_hash(secret_hash).map(|_| text_value(secret_hash)).ok_or(RewriteError::InvalidSecretHash)
 }
@@ -108,7 +136,7 @@ struct Document {
 impl Document {
     /// Reads the text, and turns an old `trigger` into `triggers`.
     fn read(text: &str) -> Result<Self, RewriteError> {
-        let node = Node::read(text).map_err(|error| RewriteError::InvalidJson(error.to_string()))?;
+        let node = Node::read(text).map_err(RewriteError::invalid)?;
         let Draft::Object(mut root) = Draft::from_node(&node, text) else {
             return Err(RewriteError::NotAnObject);
         };
