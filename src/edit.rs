@@ -1,6 +1,6 @@
-//! Changes to a manifest on disk, for those who may make them: switch an automation on or off, mint the credentials of its
-//! webhook. The command line and the API change files through here; a daemon that watches sees the new file like any other
-//! edit.
+//! Changes to automations on disk, for those who may make them: switch one on or off, mint the credentials of its webhook,
+//! write what a builder proposes. The command line, the API and the MCP server change files through here; a daemon that
+//! watches sees the new file like any other edit.
 //!
 //! A file is read as the daemon reads it, changed in its text alone (`core::manifest`), and replaced atomically. What is
 //! minted is returned once and stands nowhere in plain text.
@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::Digest;
 
-use crate::core::manifest::{self, MAX_MANIFEST_BYTES, Parsed, RewriteError};
+use crate::core::manifest::{self, MAX_HANDLER_BYTES, MAX_MANIFEST_BYTES, Parsed, RewriteError};
 use crate::fire::{Handle, Problem};
 use crate::watch;
 
@@ -35,6 +35,12 @@ pub enum EditError {
     Write { path: String, source: std::io::Error },
     #[error("the system gives no random bytes: {0}")]
     Random(getrandom::Error),
+    /// What was proposed is not valid, or may not be written; the problems say why.
+    #[error("{handle}: what is proposed has errors")]
+    Refused { handle: Handle, problems: Vec<Problem> },
+    /// Somebody else has changed it since it was read.
+    #[error("{handle} is not what it was when it was read")]
+    Changed { handle: Handle },
 }
 
 impl EditError {
@@ -52,6 +58,8 @@ impl EditError {
             },
             Self::Write { .. } => "io",
             Self::Random(_) => "internal",
+            Self::Refused { .. } => "invalid_proposal",
+            Self::Changed { .. } => "changed_meanwhile",
         }
     }
 
@@ -67,7 +75,8 @@ impl EditError {
                 RewriteError::SecretIsElsewhere => "change it where its `secretRef` points".to_owned(),
                 _ => format!("see `dirigent validate {handle}`"),
             }),
-            Self::Write { .. } | Self::Random(_) => None,
+            Self::Changed { .. } => Some("read it again, and propose the change to what is there now".to_owned()),
+            Self::Write { .. } | Self::Random(_) | Self::Refused { .. } => None,
         }
     }
 }
@@ -135,6 +144,130 @@ pub fn rotate_webhook(app_dir: &Path, handle: &Handle) -> Result<Minted, EditErr
     Ok(Minted { slug, secret })
 }
 
+/// An automation's two files as they are on disk.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// `automation.json`
+    pub manifest: Option<String>,
+    /// `handler.js`
+    pub handler: Option<String>,
+}
+
+impl Files {
+    /// Reads both; one that is not there is `None`.
+    ///
+    /// # Errors
+    /// [`EditError::Unreadable`] for a file that is there and cannot be read, or leads elsewhere.
+    pub fn read(app_dir: &Path, handle: &Handle) -> Result<Self, EditError> {
+        let text = |path: &str, bytes: Result<Vec<u8>, Problem>| {
+            let problem = match bytes.map(String::from_utf8) {
+                Ok(Ok(text)) => return Ok(Some(text)),
+                Ok(Err(_)) => Problem::error("not_utf8", "", "the file is not UTF-8"),
+                Err(problem) if problem.code == "not_found" => return Ok(None),
+                Err(problem) => problem,
+            };
+            Err(EditError::Unreadable { path: format!("{}/{path}", handle.app), problem: Box::new(problem) })
+        };
+        if !app_dir.is_dir() {
+            return Ok(Self::default());
+        }
+        let path = manifest_path(handle);
+        Ok(Self {
+            manifest: text(&path, watch::read_app_file(app_dir, Path::new(&path), MAX_MANIFEST_BYTES))?,
+            handler: text(&handler_path(handle), watch::read_handler(app_dir, &handle.automation))?,
+        })
+    }
+
+    /// Changes when one of the files does.
+    pub fn revision(&self) -> String {
+        let mut hash = sha2::Sha256::new();
+        for file in [&self.manifest, &self.handler] {
+            // With its length, so that nothing can move from one into the other; and none is not empty.
+            hash.update(file.as_ref().map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
+            hash.update(file.as_deref().unwrap_or_default());
+        }
+        hex::encode(&hash.finalize()[..16])
+    }
+
+    /// With what is proposed in place of what is there.
+    #[must_use]
+    pub fn with(self, proposed: &Self) -> Self {
+        let Self { manifest, handler } = proposed.clone();
+        Self { manifest: manifest.or(self.manifest), handler: handler.or(self.handler) }
+    }
+}
+
+/// What became of a proposal.
+#[derive(Debug)]
+pub struct Written {
+    /// It was not there before.
+    pub created: bool,
+    pub enabled: bool,
+    pub files: Files,
+    /// Warnings of the manifest.
+    pub problems: Vec<Problem>,
+}
+
+/// Writes what a builder proposes: the manifest, the handler, or both; what it leaves out stays. What may be written
+/// is decided by [`manifest::propose`]. `revision`: of the files that the proposal goes by ([`Files::revision`]).
+///
+/// The handler is written before the manifest, so that no watcher sees a manifest without one.
+///
+/// # Errors
+/// [`EditError`]. [`EditError::Refused`] has every problem, and nothing was written; after [`EditError::Write`] the
+/// handler may be the new one.
+pub fn write_proposed(
+    app_dir: &Path,
+    handle: &Handle,
+    proposed: &Files,
+    revision: Option<&str>,
+) -> Result<Written, EditError> {
+    let _one_at_a_time = EDITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let standing = Files::read(app_dir, handle)?;
+    if revision.is_some_and(|revision| revision != standing.revision()) {
+        return Err(EditError::Changed { handle: handle.clone() });
+    }
+    let refused = |problems| EditError::Refused { handle: handle.clone(), problems };
+    let files = standing.clone().with(proposed);
+    let (Some(text), Some(handler)) = (&files.manifest, &files.handler) else {
+        let (code, name) =
+            if files.manifest.is_none() { ("no_manifest", "manifest") } else { ("missing_handler", "handler") };
+        let message = format!("{handle} has no {name} yet, so the proposal must have one");
+        return Err(refused(vec![Problem::error(code, "", message)]));
+    };
+    if handler.len() > MAX_HANDLER_BYTES {
+        let message = format!("the handler may have {MAX_HANDLER_BYTES} bytes, but has {}", handler.len());
+        return Err(refused(vec![Problem::error("too_large", "", message).in_path(handler_path(handle))]));
+    }
+    let judged = manifest::propose(text, standing.manifest.as_deref(), &handle.app);
+    let judged = judged.map_err(|source| EditError::Rewrite { handle: handle.clone(), source })?;
+    let Some(text) = judged.text else { return Err(refused(judged.problems)) };
+
+    let folder = format!("automations/{}", handle.automation);
+    watch::make_app_dir(app_dir, Path::new(&folder)).map_err(|problem| EditError::Unreadable {
+        path: format!("{}/{folder}", handle.app),
+        problem: Box::new(problem),
+    })?;
+    let write = |path: String, text: &str| {
+        watch::write_atomic(&app_dir.join(&path), text.as_bytes())
+            .map_err(|source| EditError::Write { path: format!("{}/{path}", handle.app), source })
+    };
+    if standing.handler.as_ref() != Some(handler) {
+        write(handler_path(handle), handler)?;
+    }
+    // Proposed alone, a handler leaves the manifest as it is laid out.
+    let text = standing.manifest.clone().filter(|_| proposed.manifest.is_none()).unwrap_or(text);
+    if standing.manifest.as_ref() != Some(&text) {
+        write(manifest_path(handle), &text)?;
+    }
+    Ok(Written {
+        created: standing.manifest.is_none(),
+        enabled: judged.enabled,
+        files: Files { manifest: Some(text), handler: Some(handler.clone()) },
+        problems: judged.problems,
+    })
+}
+
 /// The bytes of an automation's manifest, read as the daemon reads it.
 ///
 /// # Errors
@@ -153,6 +286,10 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// Below the app's folder.
 fn manifest_path(handle: &Handle) -> String {
     format!("automations/{}/automation.json", handle.automation)
+}
+
+fn handler_path(handle: &Handle) -> String {
+    format!("automations/{}/handler.js", handle.automation)
 }
 
 fn edit(
@@ -230,5 +367,88 @@ mod tests {
         assert_eq!(rotate_webhook(app.path(), &handle).unwrap_err().code(), "no_provisioned_webhook");
         let gone: Handle = "a/gone".parse().unwrap();
         assert!(matches!(set_enabled(app.path(), &gone, true), Err(EditError::Unreadable { .. })));
+    }
+    fn proposed(manifest: Option<&str>, handler: Option<&str>) -> Files {
+        Files { manifest: manifest.map(str::to_owned), handler: handler.map(str::to_owned) }
+    }
+
+    const HANDLER: &str = "export default async () => {};";
+
+    #[test]
+    fn a_proposal_makes_and_changes_an_automation_and_never_enables_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (app, handle): (_, Handle) = (root.path().join("a"), "a/x".parse().unwrap());
+        let whole = proposed(Some(&PENDING.replace("\"own\"", "\"enabled\":true,\"own\"")), Some(HANDLER));
+        let written = write_proposed(&app, &handle, &whole, None).unwrap();
+        assert!(written.created && !written.enabled);
+        let files = Files::read(&app, &handle).unwrap();
+        assert_eq!(files, written.files);
+        assert!(files.manifest.as_ref().unwrap().contains("\"enabled\": false"));
+
+        // The handler alone; the manifest stays as it is, to the byte.
+        set_enabled(&app, &handle, true).unwrap();
+        let before = Files::read(&app, &handle).unwrap();
+        let mended = proposed(None, Some("export default async () => ({});"));
+        let written = write_proposed(&app, &handle, &mended, Some(&before.revision())).unwrap();
+        assert!(!written.created && written.enabled, "one that a person has enabled goes on");
+        let after = Files::read(&app, &handle).unwrap();
+        assert_eq!((&after.manifest, &after.handler), (&before.manifest, &mended.handler));
+
+        // By what it was before.
+        let late = write_proposed(&app, &handle, &whole, Some(&before.revision())).unwrap_err();
+        assert_eq!(late.code(), "changed_meanwhile");
+        assert_eq!(Files::read(&app, &handle).unwrap(), after);
+    }
+
+    #[test]
+    fn what_is_refused_leaves_nothing_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let (app, handle): (_, Handle) = (root.path().join("a"), "a/x".parse().unwrap());
+        let large = "x".repeat(MAX_HANDLER_BYTES + 1);
+        for (files, code) in [
+            (proposed(Some("{}"), Some(HANDLER)), "missing_field"),
+            (proposed(Some(PENDING), None), "missing_handler"),
+            (proposed(None, Some(HANDLER)), "no_manifest"),
+            (proposed(Some(PENDING), Some(&large)), "too_large"),
+            (proposed(Some(&PENDING.replace("\"pending\":true", "\"id\":\"x\"")), Some(HANDLER)), "minted_field"),
+        ] {
+            match write_proposed(&app, &handle, &files, None).unwrap_err() {
+                EditError::Refused { problems, .. } => {
+                    assert!(problems.iter().any(|problem| problem.code == code), "{code}: {problems:?}");
+                }
+                other => panic!("{code}: {other}"),
+            }
+            assert!(!app.exists(), "{code}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_proposal_writes_nothing_outside_its_app() {
+        use std::os::unix::fs::symlink;
+        let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let whole = proposed(Some(PENDING), Some(HANDLER));
+        for (app, at) in [("a", "automations"), ("b", "automations/x"), ("c", "automations/x/handler.js")] {
+            let app_dir = root.path().join(app);
+            let handle: Handle = format!("{app}/x").parse().unwrap();
+            std::fs::create_dir_all(app_dir.join(at).parent().unwrap()).unwrap();
+            symlink(outside.path().join("gone"), app_dir.join(at)).unwrap();
+            assert!(write_proposed(&app_dir, &handle, &whole, None).is_err(), "{at}");
+            std::fs::remove_file(app_dir.join(at)).unwrap();
+            let target = outside.path().join("there");
+            if at.ends_with(".js") {
+                std::fs::write(&target, "mine").unwrap()
+            } else {
+                std::fs::create_dir(&target).unwrap()
+            }
+            symlink(&target, app_dir.join(at)).unwrap();
+            assert!(write_proposed(&app_dir, &handle, &whole, None).is_err(), "{at}");
+            if at.ends_with(".js") {
+                assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
+            } else {
+                assert_eq!(std::fs::read_dir(&target).unwrap().count(), 0, "{at}");
+                std::fs::remove_dir(&target).unwrap();
+            }
+        }
     }
 }

@@ -78,6 +78,32 @@ pub fn list_app_dir(app_dir: &Path, relative: &Path) -> Result<Vec<String>, Prob
     Ok(names)
 }
 
+/// Makes a folder of an app, and the app's own, where they are missing.
+///
+/// # Errors
+/// As [`read_app_file`]; no folder is made behind a link that leads outside.
+pub fn make_app_dir(app_dir: &Path, relative: &Path) -> Result<(), Problem> {
+    let shown = shown_path(app_dir, relative);
+    check_relative(relative, &shown)?;
+    let made = |made: io::Result<()>| match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_problem(&error, &shown)),
+        _ => Ok(()),
+    };
+    made(std::fs::create_dir(app_dir))?;
+    let mut dir = app_dir.to_owned();
+    for part in relative.components() {
+        dir.push(part);
+        made(std::fs::create_dir(&dir))?;
+        let real = resolve_inside(app_dir, &dir, &shown)?;
+        if let Some(meta) = real.and_then(|(_, real)| std::fs::metadata(real).ok())
+            && !meta.is_dir()
+        {
+            return Err(Problem::error("not_a_folder", "", "a file stands where a folder must be").in_path(shown));
+        }
+    }
+    Ok(())
+}
+
 /// A file that was opened, and where it really is when links led there.
 pub(super) struct Opened {
     pub(super) file: File,

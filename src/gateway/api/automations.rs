@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 use super::extract::{NoBody, NoParams, Params, Target};
@@ -188,7 +189,7 @@ impl Api {
                 let detail = format!("{handle}: byte {} of its manifest is not UTF-8", source.valid_up_to());
                 ProblemDocument::new(StatusCode::CONFLICT, error.code(), detail).with_hint(hint)
             }
-            EditError::Rewrite { .. } => {
+            EditError::Rewrite { .. } | EditError::Changed { .. } => {
                 ProblemDocument::new(StatusCode::CONFLICT, error.code(), error.to_string()).with_hint(hint)
             }
             EditError::Write { path, source } => {
@@ -196,6 +197,9 @@ impl Api {
                 let detail = format!("{path} cannot be written: {}", source.kind());
                 ProblemDocument::unavailable("not_writable", detail)
                     .with_hint(Some("let the user that runs dirigent write the file and its folder".to_owned()))
+            }
+            EditError::Refused { problems, .. } => {
+                ProblemDocument::bad_request(error.code(), error.to_string()).with("problems", json!(problems))
             }
             EditError::Random(_) => ProblemDocument::internal(error),
         }
