@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use eventsource_stream::Eventsource;
 use futures::{Stream, StreamExt};
+use rmcp::model::{CallToolRequestParams, CallToolResult};
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -16,6 +19,7 @@ use crate::cli::failure::{Failure, exit};
 use crate::cli::place::Place;
 use crate::daemon::home;
 use crate::fire::{EpochMs, Handle, RunId, RunStatus};
+use crate::gateway;
 use crate::overview::Overview;
 
 /// A daemon on this machine that does not even take the connection within this time will not.
@@ -140,6 +144,27 @@ impl Client {
         Ok(events
             .scan((), |(), event| std::future::ready(event.ok()))
             .filter_map(|event| std::future::ready(serde_json::from_str(&event.data).ok())))
+    }
+
+    /// Calls a tool of the daemon's MCP server. Whoever drops this cancels the call.
+    ///
+    /// # Errors
+    /// As [`Self::overview`].
+    pub async fn call_tool(&self, request: CallToolRequestParams) -> Result<CallToolResult, Failure> {
+        let config =
+            StreamableHttpClientTransportConfig::with_uri(self.url(gateway::mcp::PATH)).auth_header(&*self.token);
+        let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
+        let silent = |error: &dyn std::fmt::Display| {
+            let message = format!("the daemon (pid {}) does not serve the call at {}: {error}", self.pid, self.base);
+            Failure::failed("daemon_silent", message)
+                .exit_with(exit::NO_DAEMON)
+                .hint("it may be stopping, or be of another version; otherwise restart it")
+        };
+        let server = rmcp::serve_client((), transport).await.map_err(|error| silent(&error))?;
+        let answer = server.call_tool(request).await.map_err(|error| silent(&error));
+        // The daemon keeps no session, so there is nothing to end but the task here.
+        let _ = server.cancel().await;
+        answer
     }
 
     fn url(&self, path: &str) -> String {

@@ -15,7 +15,7 @@
 //! | `new`, `toggle` | `new`, `enable`, `disable` |
 //! | `cancel`, `dashboard`, `client` | asking the daemon |
 //! | `webhook` | `webhook provision`, `rotate`, `test` |
-//! | `tools` | `tools` |
+//! | `tools`, `mcp` | `tools`, `mcp` |
 //! | `types` | `types`, `schema`, `completions` |
 //! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
 
@@ -28,6 +28,7 @@ mod ledgers;
 mod list;
 mod log;
 mod logs;
+mod mcp;
 mod new;
 mod next;
 mod output;
@@ -109,6 +110,7 @@ enum Command {
     Dashboard(dashboard::DashboardArgs),
     Webhook(webhook::WebhookArgs),
     Tools(tools::ToolsArgs),
+    Mcp(mcp::McpArgs),
     Types(types::TypesArgs),
     Schema(types::SchemaArgs),
     Completions(types::CompletionsArgs),
@@ -169,6 +171,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Dashboard(args) => block_on(async { dashboard::dashboard(&place()?, &args).await }),
         Command::Webhook(args) => block_on(async { webhook::webhook(&place()?, args).await }),
         Command::Tools(args) => with_log(global.json, async { tools::tools(&place()?, &args).await }),
+        Command::Mcp(args) => {
+            log::start("warn", false);
+            block_on(async { mcp::mcp(&place()?, &args).await })
+        }
         Command::Types(_) => types::types(global.json),
         Command::Schema(_) => types::schema(),
         Command::Completions(args) => types::completions(&args, global.json),
@@ -221,6 +227,7 @@ mod tests {
             "dirigent logs 012345 -f",
             "dirigent dashboard --no-open --json",
             "dirigent tools --json",
+            "dirigent mcp --root /r",
             "dirigent completions zsh",
             "dirigent serve --hooks localhost:0 --role gateway",
             "dirigent webhook provision a/x --json",

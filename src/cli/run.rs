@@ -263,14 +263,14 @@ fn daemon_gone(run: &RunId, failure: &Failure) -> Failure {
 }
 
 /// Who has the root.
-enum Held {
+pub enum Held {
     Here(Lock),
     /// A daemon that was just starting.
     ByDaemon(Place),
 }
 
 /// Takes the root's lock, waiting while another command runs something on it.
-async fn hold(place: &Place) -> Result<Held, Failure> {
+pub async fn hold(place: &Place) -> Result<Held, Failure> {
     let since = tokio::time::Instant::now();
     let mut told = false;
     loop {
@@ -298,18 +298,24 @@ async fn hold(place: &Place) -> Result<Held, Failure> {
     }
 }
 
-async fn in_process(place: &Place, fire: Fire) -> Outcome {
-    let config = Config::load(&place.root).map_err(bad_config)?;
-    let daemon = Daemon::start(Options {
+/// A daemon that does what it is asked to, in this process. For runs, the root's lock must be held.
+///
+/// # Errors
+/// `bad_config`, `start`.
+pub async fn start_here(place: &Place, config: Config) -> Result<Daemon, Failure> {
+    let options = Options {
         root: place.root.clone(),
         data: place.data.clone(),
         config,
         clock: Clock::Real,
         program: isolate::own_program(),
         scope: Scope::Asked,
-    })
-    .await
-    .map_err(|error| Failure::failed("start", error.to_string()))?;
+    };
+    Daemon::start(options).await.map_err(|error| Failure::failed("start", error.to_string()))
+}
+
+async fn in_process(place: &Place, fire: Fire) -> Outcome {
+    let daemon = start_here(place, Config::load(&place.root).map_err(bad_config)?).await?;
     let app = fire.handle.app.clone();
     let told = tell_in_process(place, &daemon, fire).await;
     settle(&daemon).await;
@@ -408,7 +414,7 @@ fn refused(daemon: &Daemon, handle: &Handle, answer: Answer) -> Failure {
 }
 
 /// Waits for what the run has set off, such as its failure handler. A retry that is due later is left to a daemon.
-async fn settle(daemon: &Daemon) {
+pub async fn settle(daemon: &Daemon) {
     loop {
         let Some(((in_use, _), (ready, waiting))) = daemon.look(|state| state.load()).await else {
             return;

@@ -361,7 +361,7 @@ fn log_event(event: &RunEvent, started: &mut HashMap<RunId, EpochMs>) {
 }
 
 /// SIGINT and SIGTERM; where there are no signals, Ctrl-C.
-struct Signals {
+pub struct Signals {
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -370,13 +370,13 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    fn listen() -> Result<Self, Failure> {
+    pub fn listen() -> Result<Self, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen = |kind| signal(kind).map_err(|error| Failure::io("signals", &error));
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -386,11 +386,11 @@ impl Signals {
 
 #[cfg(not(unix))]
 impl Signals {
-    fn listen() -> Result<Self, Failure> {
+    pub fn listen() -> Result<Self, Failure> {
         Ok(Self {})
     }
 
-    async fn next(&mut self) {
+    pub async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             // Nobody can tell it to stop this way; it is killed instead.
             std::future::pending::<()>().await;

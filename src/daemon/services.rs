@@ -111,6 +111,11 @@ impl Folders {
         self.code.read().unwrap_or_else(PoisonError::into_inner).get(app).cloned()
     }
 
+    /// The app's code; where there is no such app, the folder that would make one.
+    pub fn code_or_new(&self, app: &AppId) -> PathBuf {
+        self.code(app).unwrap_or_else(|| self.root.join(app.as_str()))
+    }
+
     pub fn apps(&self) -> Vec<AppId> {
         self.code.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
@@ -119,7 +124,7 @@ impl Folders {
     pub fn data(&self, app: &AppId) -> PathBuf {
         match &self.data {
             Some(data) => data.join(app.as_str()),
-            None => self.code(app).unwrap_or_else(|| self.root.join(app.as_str())),
+            None => self.code_or_new(app),
         }
     }
 

@@ -194,6 +194,18 @@ pub async fn guard(
     Ok(next.run(request).await)
 }
 
+/// Behind [`guard`], for what is not for browsers.
+pub async fn token_only(request: Request, next: Next) -> Result<Response, ProblemDocument> {
+    if request.extensions().get() == Some(&Caller::Token) {
+        return Ok(next.run(request).await);
+    }
+    Err(ProblemDocument::new(
+        StatusCode::FORBIDDEN,
+        "token_needed",
+        "this needs the admin token; a session will not do",
+    ))
+}
+
 /// Before the pages, which hold no data.
 pub async fn guard_pages(
     State(access): State<Access>,

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use crate::daemon::Daemon;
 use crate::gateway::access::{self, Access, LocalEnd};
 use crate::gateway::api::{self, Api};
-use crate::gateway::dashboard;
 use crate::gateway::problem::ProblemDocument;
+use crate::gateway::{dashboard, mcp};
 
 /// Bodies hold an input at the most, and what stands around it.
 const AROUND_AN_INPUT: u64 = 64 * 1024;
@@ -49,9 +49,9 @@ pub async fn serve(
     let Options { token, hooks } = options.into();
     let access = Access::new(token, listener.local_addr()?, daemon.services().clock.clone());
     let (closing, is_closing) = watch::channel(false);
-    let api = Api::new(daemon, hooks, is_closing);
+    let api = Api::new(daemon, hooks, is_closing.clone());
     let registry = tokio::spawn(api.clone().follow_registry());
-    let service = router(api, access).into_make_service_with_connect_info::<LocalEnd>();
+    let service = router(api, access, is_closing).into_make_service_with_connect_info::<LocalEnd>();
     let served = axum::serve(listener, service).with_graceful_shutdown(async move {
         shutdown.await;
         closing.send_replace(true);
@@ -61,10 +61,13 @@ pub async fn serve(
     outcome
 }
 
-fn router(api: Api, access: Access) -> Router {
+fn router(api: Api, access: Access, closing: watch::Receiver<bool>) -> Router {
     let max_body = api.limits().value_bytes + AROUND_AN_INPUT;
     let (open, guarded) = api::routes();
+    let tools = mcp::service(api.clone(), usize::try_from(max_body).unwrap_or(usize::MAX) + mcp::MAX_FILES, closing);
+    let tools = Router::new().route_service(mcp::PATH, tools).layer(middleware::from_fn(access::token_only));
     let guarded = Router::from(guarded)
+        .merge(tools)
         .fallback(|| async { ProblemDocument::not_found("not_found", "there is no such resource") })
         .method_not_allowed_fallback(not_this_method)
         .layer(DefaultBodyLimit::max(usize::try_from(max_body).unwrap_or(usize::MAX)))

@@ -2,9 +2,10 @@
 
 pub mod admin;
 pub mod hooks;
+pub mod mcp;
 
 mod access;
-mod api;
+pub(crate) mod api;
 mod dashboard;
 mod events;
 mod problem;

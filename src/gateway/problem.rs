@@ -35,6 +35,14 @@ impl ProblemDocument {
         }
     }
 
+    /// Without what only HTTP has a use for: `code`, `detail` and further members.
+    pub fn into_members(self) -> Map<String, Value> {
+        let Self { code, detail, members, .. } = self;
+        let mut all = Map::from_iter([("code".to_owned(), code.into()), ("detail".to_owned(), detail.into())]);
+        all.extend(members);
+        all
+    }
+
     #[cfg(test)]
     pub fn status_and_code(&self) -> (u16, &str) {
         (self.status.as_u16(), &self.code)
@@ -65,19 +73,18 @@ impl ProblemDocument {
 
 impl IntoResponse for ProblemDocument {
     fn into_response(self) -> Response {
+        let status = self.status;
         let mut body = json!({
             "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
-            "code": self.code,
-            "detail": self.detail,
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
         });
         if let Value::Object(body) = &mut body {
-            body.extend(self.members);
+            body.extend(self.into_members());
         }
-        let mut response = (self.status, body.to_string()).into_response();
+        let mut response = (status, body.to_string()).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
         }
         response

@@ -24,6 +24,8 @@ enum Kind {
     Change(u16),
     /// Makes a link that opens a session; not for sessions.
     Link,
+    /// For programs alone: not for sessions, whatever the method. Answered so when a POST is let in.
+    Programs(u16),
     /// The dashboard, to who has a session; a page that says how to get in, to others.
     Page,
     /// A file of the dashboard, or the page for logging in: no data.
@@ -187,7 +189,9 @@ fn expected(ask: &Ask) -> u16 {
         .is_some_and(|content| content.split(';').next().is_some_and(|c| c.eq_ignore_ascii_case("application/json")));
     match (method, kind) {
         // What takes no POST says so, whatever its body is called.
-        ("POST", Kind::Change(_) | Kind::Link) if !json => 415,
+        ("POST", Kind::Change(_) | Kind::Link | Kind::Programs(_)) if !json => 415,
+        (_, Kind::Programs(_)) if by_session => 403,
+        ("POST", Kind::Programs(status)) => status,
         ("POST", Kind::Link) if by_session => 403,
         ("POST", Kind::Link) => 200,
         ("POST", Kind::Change(status)) => status,
@@ -410,6 +414,8 @@ async fn every_combination_of_what_a_request_says_of_itself_is_judged_by_the_rul
         ("/v1/automations/a/y/disable", Kind::Change(200)),
         ("/v1/automations/a/x/run", Kind::Change(202)),
         ("/v1/login-links", Kind::Link),
+        // What it would rather have said of itself is no question of access.
+        ("/mcp", Kind::Programs(406)),
         ("/", Kind::Page),
         (&listener.style, Kind::Open(200)),
         // A code that is no good.

@@ -4,6 +4,7 @@ mod access;
 mod admin;
 mod agent;
 mod api;
+mod builder;
 mod cli;
 mod crash;
 mod dashboard;

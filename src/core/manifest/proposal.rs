@@ -8,8 +8,6 @@
 //!
 //! A mistake here lets a model switch on what nobody has looked at, or mint credentials that it knows.
 
-use serde_json::Value;
-
 use super::json_tree::Node;
 use super::parse::{Parsed, parse};
 use super::position::{Path, line_column};
@@ -105,6 +103,8 @@ fn judge_credentials(text: &str, root: &Node, route: Option<&Node>) -> Vec<Probl
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     const ID: &str = "0123456789abcdef01234567";

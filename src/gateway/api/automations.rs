@@ -75,23 +75,7 @@ pub async fn one(
     Target(handle): Target,
     Params(_): Params<NoParams>,
 ) -> Reply<Json<AutomationDetail>> {
-    let mut overview = api.overview(Some(handle.clone())).await?;
-    let folder = api.services().folders.code(&handle.app);
-    let (Some(mut automation), Some(folder)) = (overview.automations.pop(), folder) else {
-        return Err(api.unknown_automation(&handle.to_string()).await);
-    };
-    // In the list, what is wrong with an app's ledger is told once; here it is a reason why this one does not run.
-    automation.problems.extend(overview.problems.into_iter().filter(|problem| problem.code == "ledger"));
-    let (manifest, handler) = api
-        .read(move || {
-            let file = Path::new("automations").join(handle.automation.as_str()).join("automation.json");
-            let manifest = watch::read_app_file(&folder, &file, MAX_MANIFEST_BYTES).ok();
-            let source = watch::read_handler(&folder, &handle.automation).ok();
-            let text = |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-            (text(manifest), text(source))
-        })
-        .await?;
-    Ok(Json(AutomationDetail { automation, manifest, handler }))
+    api.automation(handle).await.map(Json)
 }
 
 /// Enables an automation: writes `"enabled": true` into its manifest.
@@ -145,6 +129,27 @@ async fn switch(api: &Api, handle: Handle, enabled: bool) -> Reply<Json<Switched
 }
 
 impl Api {
+    /// One automation with its files, as they can be shown.
+    pub(in crate::gateway) async fn automation(&self, handle: Handle) -> Reply<AutomationDetail> {
+        let mut overview = self.overview(Some(handle.clone())).await?;
+        let folder = self.services().folders.code(&handle.app);
+        let (Some(mut automation), Some(folder)) = (overview.automations.pop(), folder) else {
+            return Err(self.unknown_automation(&handle.to_string()).await);
+        };
+        // In the list, what is wrong with an app's ledger is told once; here it is a reason why this one does not run.
+        automation.problems.extend(overview.problems.into_iter().filter(|problem| problem.code == "ledger"));
+        let (manifest, handler) = self
+            .read(move || {
+                let file = Path::new("automations").join(handle.automation.as_str()).join("automation.json");
+                let manifest = watch::read_app_file(&folder, &file, MAX_MANIFEST_BYTES).ok();
+                let source = watch::read_handler(&folder, &handle.automation).ok();
+                let text = |bytes: Option<Vec<u8>>| bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+                (text(manifest), text(source))
+            })
+            .await?;
+        Ok(AutomationDetail { automation, manifest, handler })
+    }
+
     /// Changes a manifest on disk, and waits until the registry has seen it, so that who lists next sees it too.
     pub(super) async fn edit<T: Send + 'static>(
         &self,
@@ -165,17 +170,27 @@ impl Api {
             Ok(done) => done,
             Err(error) => return Err(self.not_edited(handle, &error).await),
         };
-        let target = handle.clone();
-        let seen = self.daemon.wait_for(move |state| {
-            sha256.is_none() || state.registry.get(&target).is_some_and(|a| a.manifest_sha256() == sha256)
-        });
-        if tokio::time::timeout(SEEN_WITHIN, seen).await.is_err() {
-            tracing::debug!(%handle, "the registry has not seen a change of its manifest yet");
+        if let Some(sha256) = sha256 {
+            self.seen(handle, sha256).await;
         }
         Ok(changed)
     }
 
-    async fn not_edited(&self, handle: &Handle, error: &EditError) -> ProblemDocument {
+    /// Waits a while for the registry to have a manifest. Where nobody watches, it never will.
+    pub(in crate::gateway) async fn seen(&self, handle: &Handle, sha256: [u8; 32]) {
+        if self.daemon.watcher_state().is_none() {
+            return;
+        }
+        let target = handle.clone();
+        let seen = self.daemon.wait_for(move |state| {
+            state.registry.get(&target).is_some_and(|automation| automation.manifest_sha256() == Some(sha256))
+        });
+        if tokio::time::timeout(SEEN_WITHIN, seen).await.is_err() {
+            tracing::debug!(%handle, "the registry has not seen a change of its manifest yet");
+        }
+    }
+
+    pub(in crate::gateway) async fn not_edited(&self, handle: &Handle, error: &EditError) -> ProblemDocument {
         let hint = error.hint();
         match error {
             EditError::Unreadable { problem, .. } if problem.code == "not_found" => {
@@ -206,7 +221,7 @@ impl Api {
     }
 
     /// The registry's view with history, of one automation or of all.
-    pub(super) async fn overview(&self, only: Option<Handle>) -> Reply<Overview> {
+    pub(in crate::gateway) async fn overview(&self, only: Option<Handle>) -> Reply<Overview> {
         let all = only.is_none();
         let mut overview = self.registered(only).await?;
         let apps: BTreeSet<AppId> = overview.automations.iter().map(|view| view.app_id.clone()).collect();

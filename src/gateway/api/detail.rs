@@ -14,7 +14,7 @@ use crate::fire::{AppId, EpochMs, Handle, LogLevel, NodeKind, RunId};
 use crate::ledger::{JsonText, LogRow, NodeRow, Reader, RunRow};
 
 /// What the values of a run's calls may take up in one answer. A run of ten thousand calls with long values would fill
-/// the daemon's memory; a person reads far less. Beyond it values are shortened as those that are too long to store.
+/// the daemon's memory; a person reads far less.
 const VALUE_BYTES: usize = 64 * 1024 * 1024;
 
 /// A run with all that was recorded of it.
@@ -129,30 +129,38 @@ impl From<LogRow> for LogEntry {
     responses((status = 200, description = "The run.", body = RunDetail))
 )]
 pub async fn one(State(api): State<Api>, Run(run): Run, Params(_): Params<NoParams>) -> Reply<Json<RunDetail>> {
-    let read = api.with_run(run, |reader, row| {
-        let nodes = reader.nodes_within(&row.run_id, VALUE_BYTES)?;
-        let logs = reader.logs(&row.run_id, None, usize::MAX)?;
-        let children = reader.children(&row.run_id)?;
-        Ok((row, nodes, logs, children))
-    });
-    let (row, nodes, logs, mut children) = read.await?;
-    let elsewhere = children_elsewhere(&row.app_id, &nodes, &children);
-    if !elsewhere.is_empty() {
-        let folders = api.services().folders.clone();
-        let found = api.read(move || {
-            let runs = elsewhere.into_iter().flat_map(|(app, runs)| read_runs(&folders.ledger(&app), &runs));
-            runs.collect::<Vec<_>>()
+    api.run_detail(run, VALUE_BYTES).await.map(Json)
+}
+
+impl Api {
+    /// One run. When the values of its calls together have more than `value_bytes`, further ones are shortened as those
+    /// that are too long to store.
+    pub(in crate::gateway) async fn run_detail(&self, run: RunId, value_bytes: usize) -> Reply<RunDetail> {
+        let read = self.with_run(run, move |reader, row| {
+            let nodes = reader.nodes_within(&row.run_id, value_bytes)?;
+            let logs = reader.logs(&row.run_id, None, usize::MAX)?;
+            let children = reader.children(&row.run_id)?;
+            Ok((row, nodes, logs, children))
         });
-        children.extend(found.await?);
-        children.sort_by(|a, b| a.run_id.cmp(&b.run_id));
+        let (row, nodes, logs, mut children) = read.await?;
+        let elsewhere = children_elsewhere(&row.app_id, &nodes, &children);
+        if !elsewhere.is_empty() {
+            let folders = self.services().folders.clone();
+            let found = self.read(move || {
+                let runs = elsewhere.into_iter().flat_map(|(app, runs)| read_runs(&folders.ledger(&app), &runs));
+                runs.collect::<Vec<_>>()
+            });
+            children.extend(found.await?);
+            children.sort_by(|a, b| a.run_id.cmp(&b.run_id));
+        }
+        self.remember(children.iter().map(|child| (child.run_id.clone(), child.app_id.clone())));
+        Ok(RunDetail {
+            run: row.into(),
+            nodes: nodes.into_iter().map(Into::into).collect(),
+            logs: logs.into_iter().map(Into::into).collect(),
+            children: children.into_iter().map(Into::into).collect(),
+        })
     }
-    api.remember(children.iter().map(|child| (child.run_id.clone(), child.app_id.clone())));
-    Ok(Json(RunDetail {
-        run: row.into(),
-        nodes: nodes.into_iter().map(Into::into).collect(),
-        logs: logs.into_iter().map(Into::into).collect(),
-        children: children.into_iter().map(Into::into).collect(),
-    }))
 }
 
 /// Invoked runs that are not in the ledger of `app`, by the app that the call named.

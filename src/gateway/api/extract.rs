@@ -105,6 +105,15 @@ impl QueryPairs {
         Self(pairs)
     }
 
+    /// The same parameters from elsewhere.
+    pub fn of(pairs: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in pairs {
+            all.entry(name.to_owned()).or_default().push(value);
+        }
+        Self(all)
+    }
+
     /// Every value of a parameter that may be repeated, or hold several with commas between.
     pub fn list(&self, name: &str) -> impl Iterator<Item = &str> {
         let values = self.0.get(name).into_iter().flatten();

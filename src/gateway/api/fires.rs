@@ -212,7 +212,7 @@ fn request(handle: &Handle, trigger: TriggerInfo, input_json: Option<String>) ->
 }
 
 /// A run that was just accepted.
-struct Started {
+pub struct Started {
     accepted: Accepted,
     end: Expected,
 }
@@ -223,15 +223,34 @@ enum Fired {
     Before(Delivery),
 }
 
+/// What there is to say of a run when the wait is over.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum SoFar {
+    Ended(Ended),
+    Open(Accepted),
+}
+
 impl Started {
-    async fn answer(self, wait: Duration) -> Reply<Response> {
+    pub(in crate::gateway) fn run_id(&self) -> &RunId {
+        &self.accepted.run_id
+    }
+
+    pub(in crate::gateway) async fn so_far(self, wait: Duration) -> SoFar {
         let Self { accepted, end } = self;
         if !wait.is_zero()
             && let Ok(Ok(Answer::Ended(end))) = tokio::time::timeout(wait, end).await
         {
-            return Ok(Json(Ended::of(accepted.run_id, end)).into_response());
+            return SoFar::Ended(Ended::of(accepted.run_id, end));
         }
-        Ok((StatusCode::ACCEPTED, Json(accepted)).into_response())
+        SoFar::Open(accepted)
+    }
+
+    async fn answer(self, wait: Duration) -> Reply<Response> {
+        Ok(match self.so_far(wait).await {
+            SoFar::Ended(ended) => Json(ended).into_response(),
+            SoFar::Open(accepted) => (StatusCode::ACCEPTED, Json(accepted)).into_response(),
+        })
     }
 }
 
@@ -260,6 +279,12 @@ impl Ended {
 }
 
 impl Api {
+    /// Fires an automation by hand.
+    pub(in crate::gateway) async fn run_now(&self, handle: &Handle, input_json: Option<String>) -> Reply<Started> {
+        check_input(input_json.as_deref(), self.limits().value_bytes)?;
+        self.fire(request(handle, TriggerInfo::default(), input_json)).await
+    }
+
     async fn fire(&self, request: FireRequest) -> Reply<Started> {
         let handle = request.handle.clone();
         match self.daemon.fire_and_follow(request).await {

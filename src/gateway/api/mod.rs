@@ -18,10 +18,13 @@ mod streams;
 mod tools;
 mod webhooks;
 
+pub use self::extract::{FromQuery, QueryPairs};
 pub use self::openapi::takes_no_post;
+pub use self::runs::Filter;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
@@ -33,6 +36,7 @@ use crate::core::near_name::nearest_handle;
 use crate::daemon::{Daemon, Services};
 use crate::fire::{AppId, Handle, RunId};
 use crate::gateway::problem::ProblemDocument;
+use crate::isolate::Pool;
 use crate::ledger::{LedgerError, Reader, RunRow};
 
 /// Requests that read ledgers at once. Each may hold one answer in memory; a disk gains nothing from more.
@@ -119,6 +123,24 @@ impl Api {
         self.daemon.services()
     }
 
+    /// Whether a whole root is served: watched, with its triggers armed.
+    pub fn fires_by_itself(&self) -> bool {
+        self.daemon.watcher_state().is_some()
+    }
+
+    pub fn pool(&self) -> &Pool {
+        &self.services().pool
+    }
+
+    /// Where an app's code is, or would be.
+    pub fn app_dir(&self, handle: &Handle) -> PathBuf {
+        self.services().folders.code_or_new(&handle.app)
+    }
+
+    pub async fn cancel_run(&self, run: RunId) {
+        self.daemon.cancel(run).await;
+    }
+
     /// Tells the followers of all runs when the registry has changed. While there are none, nothing is looked at; the
     /// first one to come is then told of what has changed meanwhile.
     pub async fn follow_registry(self) {
@@ -134,7 +156,10 @@ impl Api {
     }
 
     /// Reads ledgers, away from the async threads.
-    async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
+    pub(in crate::gateway) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Reply<T> {
         let readers = Arc::clone(&self.shared.readers);
         let place = readers.acquire_owned().await.map_err(|error| ProblemDocument::internal(&error))?;
         let reading = tokio::task::spawn_blocking(move || {

@@ -182,32 +182,39 @@ fn instant(text: &str) -> Result<EpochMs, String> {
     responses((status = 200, description = "A page.", body = RunPage))
 )]
 pub async fn list(State(api): State<Api>, Params(filter): Params<Filter>) -> Reply<Json<RunPage>> {
-    if filter.nothing {
-        return Ok(Json(RunPage { runs: Vec::new(), next: None, problems: Vec::new() }));
+    api.page(filter).await.map(Json)
+}
+
+impl Api {
+    /// One page of runs.
+    pub(in crate::gateway) async fn page(&self, filter: Filter) -> Reply<RunPage> {
+        if filter.nothing {
+            return Ok(RunPage { runs: Vec::new(), next: None, problems: Vec::new() });
+        }
+        let folders = self.services().folders.clone();
+        let apps = match filter.app {
+            Some(app) => folders.code(&app).map(|_| app).into_iter().collect(),
+            None => folders.apps(),
+        };
+        let limit = filter.query.limit;
+        // One more, which tells whether there is a next page.
+        let query = Arc::new(RunQuery { limit: limit + 1, ..filter.query });
+        let parts = apps.chunks(apps.len().div_ceil(READERS).max(1)).map(|apps| {
+            let (apps, folders, query) = (apps.to_vec(), folders.clone(), Arc::clone(&query));
+            self.read(move || Newest::of(&apps, &folders, &query))
+        });
+        let mut newest = Newest::default();
+        for part in futures::future::join_all(parts).await {
+            let part = part?;
+            newest.runs.extend(part.runs);
+            newest.problems.extend(part.problems);
+        }
+        let more = newest.runs.len() > limit;
+        let runs: Vec<RunSummary> = newest.runs.into_values().take(limit).collect();
+        self.remember(runs.iter().map(|run| (run.run_id.clone(), run.app_id.clone())));
+        let next = runs.last().filter(|_| more).map(|run| run.run_id.clone());
+        Ok(RunPage { runs, next, problems: newest.problems })
     }
-    let folders = api.services().folders.clone();
-    let apps = match filter.app {
-        Some(app) => folders.code(&app).map(|_| app).into_iter().collect(),
-        None => folders.apps(),
-    };
-    let limit = filter.query.limit;
-    // One more, which tells whether there is a next page.
-    let query = Arc::new(RunQuery { limit: limit + 1, ..filter.query });
-    let parts = apps.chunks(apps.len().div_ceil(READERS).max(1)).map(|apps| {
-        let (apps, folders, query) = (apps.to_vec(), folders.clone(), Arc::clone(&query));
-        api.read(move || Newest::of(&apps, &folders, &query))
-    });
-    let mut newest = Newest::default();
-    for part in futures::future::join_all(parts).await {
-        let part = part?;
-        newest.runs.extend(part.runs);
-        newest.problems.extend(part.problems);
-    }
-    let more = newest.runs.len() > limit;
-    let runs: Vec<RunSummary> = newest.runs.into_values().take(limit).collect();
-    api.remember(runs.iter().map(|run| (run.run_id.clone(), run.app_id.clone())));
-    let next = runs.last().filter(|_| more).map(|run| run.run_id.clone());
-    Ok(Json(RunPage { runs, next, problems: newest.problems }))
 }
 
 /// The newest runs of several ledgers.

@@ -66,16 +66,23 @@ pub struct ToolError {
     responses((status = 200, description = "The catalog.", body = Catalog))
 )]
 pub async fn catalog(State(api): State<Api>, Params(_): Params<NoParams>) -> Json<Catalog> {
-    let services = api.services();
-    let mut apps = Vec::new();
-    for app in services.folders.apps() {
-        let described = services.tools.describe(&json!({ "app": app }), None).await;
-        // One whose `app.json` is broken is listed with what is wrong with it.
-        apps.push(described.unwrap_or_else(|CallError { code, message, .. }| {
-            json!({ "app": { "id": app }, "error": { "code": code, "message": message } })
-        }));
+    Json(api.catalog().await)
+}
+
+impl Api {
+    /// Everything that can be called.
+    pub(in crate::gateway) async fn catalog(&self) -> Catalog {
+        let services = self.services();
+        let mut apps = Vec::new();
+        for app in services.folders.apps() {
+            let described = services.tools.describe(&json!({ "app": app }), None).await;
+            // One whose `app.json` is broken is listed with what is wrong with it.
+            apps.push(described.unwrap_or_else(|CallError { code, message, .. }| {
+                json!({ "app": { "id": app }, "error": { "code": code, "message": message } })
+            }));
+        }
+        Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps }
     }
-    Json(Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps })
 }
 
 /// Calls a tool. The body is its arguments.

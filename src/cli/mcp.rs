@@ -1,0 +1,142 @@
+//! `mcp`: the MCP server for builders, on standard input and output. The running daemon does what the tools say; without
+//! one, this process does, which then holds the root's lock while a handler runs. Each call looks anew, so that a daemon
+//! may come and go in between.
+//!
+//! What a call without a daemon has set off (a run that outlasts the wait, a failure handler) goes on behind it; when the
+//! client goes away it is cancelled, and recorded as such.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rmcp::model::{CallToolRequestParams, CallToolResult};
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::cli::client::Client;
+use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::output::note;
+use crate::cli::place::Place;
+use crate::cli::run::{Held, bad_config, hold, settle, start_here};
+use crate::cli::serve::Signals;
+use crate::config::Config;
+use crate::gateway::api::Api;
+use crate::gateway::mcp::{Builder, BuilderTool, CallTools, Server};
+
+/// Serves the MCP tools for builders on stdin and stdout.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+For an MCP client, which starts it by itself. Its settings, in the usual form:
+  {\"mcpServers\": {\"dirigent\": {\"command\": \"dirigent\", \"args\": [\"mcp\", \"--root\", \"/path/to/apps\"]}}}
+
+The tools list, read, check and write automations, run them by hand and read their runs. They enable
+none, and mint no webhook: a person does that. The daemon serves the same tools over HTTP at /mcp of
+its admin address, to whoever has the admin token.")]
+pub struct McpArgs {}
+
+pub async fn mcp(place: &Place, _: &McpArgs) -> Outcome {
+    if std::io::stdin().is_terminal() {
+        note("this speaks MCP on standard input and output, and is meant to be started by an MCP client; see --help");
+    }
+    let mut signals = Signals::listen()?;
+    let (ended, is_ended) = watch::channel(false);
+    let here = Here { root: place.root.clone(), data: place.data.clone(), ended: is_ended, behind: Arc::default() };
+    let behind = Arc::clone(&here.behind);
+    let served = async {
+        let server = match rmcp::serve_server(Server(here), rmcp::transport::stdio()).await {
+            Ok(server) => server,
+            // A client that goes before it has said a word.
+            Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => return Ok(exit::FINE),
+            Err(error) => return Err(Failure::failed("mcp", error.to_string())),
+        };
+        let quit = server.waiting().await;
+        quit.map(|_| exit::FINE).map_err(|error| Failure::failed("mcp", error.to_string()))
+    };
+    let outcome = tokio::select! {
+        outcome = served => outcome,
+        () = signals.next() => Ok(exit::FINE),
+    };
+    ended.send_replace(true);
+    let left = std::mem::take(&mut *behind.lock().unwrap_or_else(PoisonError::into_inner));
+    left.join_all().await;
+    outcome
+}
+
+struct Here {
+    root: PathBuf,
+    data: Option<PathBuf>,
+    /// True when the client has gone.
+    ended: watch::Receiver<bool>,
+    /// What goes on behind calls that were answered.
+    behind: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl CallTools for Here {
+    async fn call(
+        &self,
+        tool: BuilderTool,
+        given: Map<String, Value>,
+        cancelled: impl Future<Output = ()> + Send,
+    ) -> CallToolResult {
+        let called = self.called(tool, given, cancelled).await;
+        called.unwrap_or_else(|failure| CallToolResult::structured_error(failure.to_json()["error"].take()))
+    }
+}
+
+impl Here {
+    async fn called(
+        &self,
+        tool: BuilderTool,
+        given: Map<String, Value>,
+        cancelled: impl Future<Output = ()> + Send,
+    ) -> Result<CallToolResult, Failure> {
+        let place = Place::find(Some(&self.root), self.data.as_deref(), true)?;
+        if let Some(daemon) = Client::of(&place)? {
+            return by_daemon(&daemon, tool, given, cancelled).await;
+        }
+        let mut config = Config::load(&place.root).map_err(bad_config)?;
+        let mut lock = None;
+        match tool {
+            BuilderTool::RunAutomation => match hold(&place).await? {
+                Held::Here(held) => lock = Some(held),
+                Held::ByDaemon(place) => {
+                    return by_daemon(&Client::needed(&place, tool.name())?, tool, given, cancelled).await;
+                }
+            },
+            BuilderTool::ValidateManifest | BuilderTool::WriteAutomation => {}
+            // No handler is looked at.
+            _ => config.runs.warm_hosts = 0,
+        }
+        let daemon = start_here(&place, config).await?;
+        let (closing, is_closing) = watch::channel(false);
+        let builder = Builder::new(Api::new(daemon.clone(), None, is_closing));
+        let result = builder.call(tool, given, cancelled).await;
+        let mut ended = self.ended.clone();
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        while behind.try_join_next().is_some() {}
+        behind.spawn(async move {
+            tokio::select! {
+                () = settle(&daemon) => {}
+                _ = ended.wait_for(|ended| *ended) => {}
+            }
+            daemon.stop(Duration::ZERO).await;
+            drop((closing, lock));
+        });
+        Ok(result)
+    }
+}
+
+async fn by_daemon(
+    daemon: &Client,
+    tool: BuilderTool,
+    given: Map<String, Value>,
+    cancelled: impl Future<Output = ()> + Send,
+) -> Result<CallToolResult, Failure> {
+    let request = CallToolRequestParams::new(tool.name()).with_arguments(given);
+    tokio::select! {
+        result = daemon.call_tool(request) => result,
+        () = cancelled => Err(Failure::failed("cancelled", "the call was cancelled")),
+    }
+}

@@ -1,0 +1,162 @@
+//! What each tool takes: read whole or refused with a message, and described by the same types.
+
+use rmcp::handler::server::common::schema_for_type;
+use rmcp::model::JsonObject;
+use rmcp::schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::fire::Handle;
+use crate::gateway::problem::ProblemDocument;
+
+pub trait Arguments: DeserializeOwned + JsonSchema + 'static {
+    /// # Errors
+    /// `bad_arguments`, with the first thing that does not fit.
+    fn read(given: Map<String, Value>) -> Result<Self, ProblemDocument> {
+        serde_json::from_value(Value::Object(given)).map_err(|error| bad_arguments(error.to_string()))
+    }
+
+    fn schema() -> std::sync::Arc<JsonObject> {
+        schema_for_type::<Self>()
+    }
+}
+
+impl<T: DeserializeOwned + JsonSchema + 'static> Arguments for T {}
+
+pub fn bad_arguments(told: impl Into<String>) -> ProblemDocument {
+    ProblemDocument::bad_request("bad_arguments", told)
+}
+
+/// # Errors
+/// `bad_arguments`: it is no handle.
+pub fn handle(text: &str) -> Result<Handle, ProblemDocument> {
+    text.parse().map_err(|error: crate::fire::NameError| {
+        let hint = "a handle is <app>/<id>, such as auto.mail/digest";
+        bad_arguments(error.to_string()).with_hint(Some(hint.to_owned()))
+    })
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NoArguments {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListAutomations {
+    /// Of this app only.
+    pub app: Option<String>,
+    /// At most so many; 100 when it is left out.
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// The `next` of the page before.
+    pub cursor: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReadAutomation {
+    /// `<app>/<id>`
+    pub handle: String,
+}
+
+/// The text of a manifest, or the value that it stands for.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(untagged, expecting = "a manifest is an object, or the text of one")]
+pub enum ManifestArgument {
+    Text(String),
+    Value(Map<String, Value>),
+}
+
+impl ManifestArgument {
+    pub fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Value(value) => format!("{:#}\n", Value::Object(value)),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ValidateManifest {
+    /// `<app>/<id>` of the automation that it is for, which may be there already.
+    pub handle: Option<String>,
+    /// automation.json, as an object or as text. Lines and columns of problems are those of the text; of an object, those
+    /// of its text with an indent of two.
+    pub manifest: Option<ManifestArgument>,
+    /// The text of handler.js.
+    pub handler: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WriteAutomation {
+    /// `<app>/<id>`. The app's folder is made when there is none.
+    pub handle: String,
+    /// automation.json, as an object or as text; a new automation needs one.
+    pub manifest: Option<ManifestArgument>,
+    /// The text of handler.js; a new automation needs one.
+    pub handler: Option<String>,
+    /// The `revision` that read_automation gave: nothing is written when somebody has changed the files since.
+    pub revision: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunAutomation {
+    /// `<app>/<id>`
+    pub handle: String,
+    /// What the handler gets as `input`: any JSON.
+    #[serde(default, deserialize_with = "given")]
+    pub input: Option<Value>,
+    /// How long to wait for its end; 30 when it is left out.
+    #[schemars(range(min = 0, max = 300))]
+    pub wait_seconds: Option<f64>,
+}
+
+/// A `null` that was given is a value, unlike an input that was not.
+fn given<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
+    Deserialize::deserialize(d).map(Some)
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GetRun {
+    /// As run_automation and list_runs give it.
+    pub run_id: String,
+    /// Longer values are shortened: bytes that all of them together may have; 48 KiB when it is left out.
+    #[schemars(range(min = 0, max = 4_194_304))]
+    pub value_bytes: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(crate = "rmcp::schemars")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListRuns {
+    /// `<app>/<id>`: of this automation only.
+    pub automation: Option<String>,
+    /// Of this app only.
+    pub app: Option<String>,
+    /// With one of these: queued, running, ok, error, cancelled, skipped.
+    pub status: Option<Vec<String>>,
+    /// Made by this: cron, webhook, manual, invoke, failure or retry.
+    pub origin: Option<String>,
+    /// Queued or started at or after: RFC 3339, or epoch milliseconds as text.
+    pub since: Option<String>,
+    /// Invoked by the run of this id.
+    pub parent: Option<String>,
+    /// At most so many; 20 when it is left out.
+    #[schemars(range(min = 1, max = 500))]
+    pub limit: Option<u32>,
+    /// The `next` of the page before.
+    pub cursor: Option<String>,
+}
