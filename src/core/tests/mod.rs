@@ -244,15 +244,11 @@ impl World {
 
     fn fire_in(&mut self, app: &str, id: &str, origin: TriggerOrigin, parent: Option<RunId>, token: Token) {
         self.event(Event::FireRequested(FireRequest {
-            handle: handle(&format!("{app}/{id}")),
-            origin,
-            trigger: TriggerInfo::default(),
             input_json: Some(format!("\"{token}\"")),
             parent,
-            synced: false,
-            skip: None,
             opened: Some(token),
             ended: Some(token + 1000),
+            ..FireRequest::new(handle(&format!("{app}/{id}")), origin)
         }));
     }
 

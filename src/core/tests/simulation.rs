@@ -352,15 +352,9 @@ fn run(seed: u64, renames: bool, restarts: bool, steps: u64) -> Result<(), Strin
                 let app = ["a", "b", "c"][sim.pick(3)];
                 let id = FORMS[sim.pick(5)].0;
                 sim.event(Event::FireRequested(FireRequest {
-                    handle: handle(&format!("{app}/{id}")),
-                    origin: TriggerOrigin::Manual,
-                    trigger: TriggerInfo::default(),
-                    input_json: None,
-                    parent: None,
-                    synced: false,
-                    skip: None,
                     opened: Some(token),
                     ended: Some(token + 1_000_000),
+                    ..FireRequest::new(handle(&format!("{app}/{id}")), TriggerOrigin::Manual)
                 }));
             }
             5..=7 if !sim.running.is_empty() => {
@@ -370,15 +364,10 @@ fn run(seed: u64, renames: bool, restarts: bool, steps: u64) -> Result<(), Strin
                 let app = ["a", "b", "c"][sim.pick(3)];
                 let id = FORMS[sim.pick(5)].0;
                 sim.event(Event::FireRequested(FireRequest {
-                    handle: handle(&format!("{app}/{id}")),
-                    origin: TriggerOrigin::Invoke,
-                    trigger: TriggerInfo::default(),
-                    input_json: None,
                     parent: Some(parent),
-                    synced: false,
-                    skip: None,
                     opened: Some(token),
                     ended: Some(token + 1_000_000),
+                    ..FireRequest::new(handle(&format!("{app}/{id}")), TriggerOrigin::Invoke)
                 }));
             }
             8 if !sim.running.is_empty() => {
