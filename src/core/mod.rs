@@ -276,6 +276,11 @@ impl State {
         self.closing.is_empty() && !self.open_runs().any(|run| run.active)
     }
 
+    /// Nothing new is fired any more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Every run that has not ended.
     pub fn open_runs(&self) -> impl Iterator<Item = OpenRun> + '_ {
         self.runs.iter().map(|(id, run)| OpenRun {
