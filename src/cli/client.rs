@@ -3,7 +3,6 @@
 //! Only loopback is spoken to, so no proxy is used, and only the short questions have a time limit: a stream of events
 //! lasts as long as its run.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use eventsource_stream::Eventsource;
@@ -19,7 +18,7 @@ use crate::cli::failure::{Failure, exit};
 use crate::cli::place::Place;
 use crate::daemon::home;
 use crate::fire::{EpochMs, Handle, RunId, RunStatus};
-use crate::gateway;
+use crate::gateway::{self, reachable};
 use crate::overview::Overview;
 
 /// A daemon on this machine that does not even take the connection within this time will not.
@@ -80,7 +79,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .build()
             .map_err(|error| Failure::failed("http", told(&error)))?;
-        Ok(Some(Self { http, base: format!("http://{}", reachable(&info.admin)), token, pid: info.pid }))
+        Ok(Some(Self { http, base: format!("http://{}", reachable(info.admin)), token, pid: info.pid }))
     }
 
     /// # Errors
@@ -229,18 +228,6 @@ fn refused(status: u16, body: &[u8]) -> Failure {
     }
 }
 
-/// Where to connect to a listener: one on all interfaces is also on this machine's own.
-pub fn reachable(admin: &str) -> String {
-    match admin.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => {
-            let loopback =
-                if address.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]) };
-            SocketAddr::new(loopback, address.port()).to_string()
-        }
-        _ => admin.to_owned(),
-    }
-}
-
 /// An error with its causes, without the URL, which is named already.
 pub fn told(error: &reqwest::Error) -> String {
     let mut causes = Vec::new();
@@ -286,17 +273,5 @@ mod tests {
 
         let bare = refused(502, b"<html>");
         assert_eq!((bare.code.as_str(), bare.message.as_str()), ("http", "the daemon answered with status 502"));
-    }
-
-    #[test]
-    fn a_listener_on_all_interfaces_is_reached_on_loopback() {
-        for (admin, reached) in [
-            ("127.0.0.1:7390", "127.0.0.1:7390"),
-            ("0.0.0.0:7390", "127.0.0.1:7390"),
-            ("[::]:7390", "[::1]:7390"),
-            ("[::1]:80", "[::1]:80"),
-        ] {
-            assert_eq!(reachable(admin), reached);
-        }
     }
 }

@@ -335,15 +335,9 @@ async fn tell_in_process(place: &Place, daemon: &Daemon, fire: Fire) -> Outcome 
     // Listens before it asks, so that nothing is missed.
     let mut events = daemon.services().bus.runs();
     let request = FireRequest {
-        handle: handle.clone(),
-        origin: TriggerOrigin::Manual,
         trigger: TriggerInfo { replay_of, ..TriggerInfo::default() },
         input_json,
-        parent: None,
-        synced: false,
-        skip: None,
-        opened: None,
-        ended: None,
+        ..FireRequest::new(handle.clone(), TriggerOrigin::Manual)
     };
     let (answer, ended) = daemon.fire_and_follow(request).await;
     let Answer::Accepted { run, .. } = answer else {

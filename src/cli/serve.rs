@@ -89,8 +89,7 @@ impl ServeArgs {
             (Role::Desktop, Some(_)) => Err(Failure::usage("--role desktop serves no webhooks, so --hooks has no use")
                 .hint("leave one of the two out")),
             (Role::Desktop, None) => Ok(None),
-            (Role::Gateway, Some(address)) => Ok(Some(address)),
-            (Role::Gateway, None) => parse_address(hooks::DEFAULT_ADDRESS).map(Some).map_err(Failure::usage),
+            (Role::Gateway, address) => Ok(Some(address.unwrap_or(hooks::DEFAULT_ADDRESS))),
         }
     }
 
@@ -156,15 +155,14 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     .map_err(|error| Failure::failed("start", error.to_string()))?;
     let log = tokio::spawn(log_runs(daemon.services().bus.runs()));
     let (shut, shut_rx) = oneshot::channel::<()>();
-    let told = gateway::admin::Options { token, hooks: hook_listener.as_ref().map(|(_, address)| *address) };
+    let hooks_at = hook_listener.as_ref().map(|(_, address)| *address);
+    let told = gateway::admin::Options { token, hooks: hooks_at };
     let server = tokio::spawn(gateway::admin::serve(daemon.clone(), listener, told, async {
         // An error says that the daemon is gone: all the same.
         let _ = shut_rx.await;
     }));
     let (shut_hooks, shut_hooks_rx) = oneshot::channel::<()>();
-    let mut hooks_at = None;
-    let hook_server = hook_listener.map(|(listener, address)| {
-        hooks_at = Some(address.to_string());
+    let hook_server = hook_listener.map(|(listener, _)| {
         tokio::spawn(hooks::serve(daemon.clone(), listener, hook_settings, hooks::Bounds::default(), async {
             let _ = shut_hooks_rx.await;
         }))
@@ -173,7 +171,7 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     let info = DaemonInfo {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        admin: admin.to_string(),
+        admin,
         hooks: hooks_at,
         data,
         started_at: Clock::Real.now_ms(),

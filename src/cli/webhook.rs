@@ -4,6 +4,7 @@
 //! other edit. `test` is a client of the hook listener and has no other way in than any sender.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
@@ -11,7 +12,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::cli::client::{reachable, told};
+use crate::cli::client::told;
 use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::{document, line, note, shown_lines};
 use crate::cli::place::Place;
@@ -105,7 +106,7 @@ fn mint(
 ) -> Outcome {
     let handle = place.automation(&args.handle)?;
     let minted = edit(&place.app_dir(&handle.app), &handle).map_err(|error| refused(&error))?;
-    let url = hooks::url(&listener(place), &minted.slug);
+    let url = hooks::url(listener(place), &minted.slug);
     if place.json {
         document(&json!({ "handle": handle, "slug": minted.slug, "url": url, "secret": minted.secret }))?;
     } else {
@@ -133,9 +134,8 @@ The secret is kept nowhere and not shown again. To post:
 }
 
 /// Where the running daemon takes posts, or where the next one will by default.
-fn listener(place: &Place) -> String {
-    let hooks = place.daemon.as_ref().and_then(|daemon| daemon.hooks.as_deref());
-    hooks.map_or_else(|| hooks::DEFAULT_ADDRESS.to_owned(), reachable)
+fn listener(place: &Place) -> SocketAddr {
+    place.daemon.as_ref().and_then(|daemon| daemon.hooks).unwrap_or(hooks::DEFAULT_ADDRESS)
 }
 
 fn webhook_of(place: &Place, handle: &Handle) -> Result<Webhook, Failure> {
@@ -171,7 +171,7 @@ async fn test(place: &Place, args: TestArgs) -> Outcome {
     let handle = place.automation(&args.handle)?;
     let webhook = webhook_of(place, &handle)?;
     let daemon = place.daemon.as_ref().ok_or_else(|| Failure::no_daemon("webhook test"))?;
-    let Some(hooks) = &daemon.hooks else {
+    let Some(listener) = daemon.hooks else {
         return Err(Failure::failed("no_hooks", "the daemon that runs serves no webhooks (--role desktop)")
             .hint("serve with --role gateway"));
     };
@@ -182,7 +182,7 @@ async fn test(place: &Place, args: TestArgs) -> Outcome {
         "text/plain; charset=utf-8"
     };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    let url = hooks::url(&reachable(hooks), &webhook.id);
+    let url = hooks::url(listener, &webhook.id);
     let (status, answer) = post(&url, headers, body, args.wait).await?;
     tell(place, &handle, status, &answer)
 }

@@ -179,18 +179,12 @@ fn failure_fire(row: &NewRun, end: &RunEnd, manifest: &Manifest) -> Option<FireR
         "input": input,
     }});
     Some(FireRequest {
-        handle,
-        origin: TriggerOrigin::Failure,
         trigger: TriggerInfo {
             failed_run: Some(row.run_id.clone()),
             failure_depth: Some(depth),
             ..TriggerInfo::default()
         },
         input_json: Some(failed.to_string()),
-        parent: None,
-        synced: false,
-        skip: None,
-        opened: None,
-        ended: None,
+        ..FireRequest::new(handle, TriggerOrigin::Failure)
     })
 }

@@ -115,6 +115,23 @@ pub struct FireRequest {
     pub ended: Option<Token>,
 }
 
+impl FireRequest {
+    /// A fire without an input that nobody invokes and nobody waits for; whoever asks for more sets it.
+    pub fn new(handle: Handle, origin: TriggerOrigin) -> Self {
+        Self {
+            handle,
+            origin,
+            trigger: TriggerInfo::default(),
+            input_json: None,
+            parent: None,
+            synced: false,
+            skip: None,
+            opened: None,
+            ended: None,
+        }
+    }
+}
+
 /// What is told to a caller.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {

@@ -26,17 +26,7 @@ impl State {
     fn offer(&mut self, now: EpochMs, trigger: (Handle, String), fire: CronFire, effects: &mut Vec<Effect>) {
         let Some(manifest) = self.registry.get(&fire.handle).and_then(|a| a.manifest.clone()) else { return };
         self.firing.entry(trigger).or_default();
-        let request = FireRequest {
-            handle: fire.handle,
-            origin: TriggerOrigin::Cron,
-            trigger: fire.trigger,
-            input_json: None,
-            parent: None,
-            synced: false,
-            skip: None,
-            opened: None,
-            ended: None,
-        };
+        let request = FireRequest { trigger: fire.trigger, ..FireRequest::new(fire.handle, TriggerOrigin::Cron) };
         if fire.run {
             self.admit(now, request, manifest, fire.late, effects);
         } else {
@@ -125,15 +115,9 @@ impl State {
         }
         let id = run.row.run_id.clone();
         let request = FireRequest {
-            handle: run.handle,
-            origin: TriggerOrigin::Failure,
             trigger: run.row.trigger,
             input_json: run.row.input_json,
-            parent: None,
-            synced: false,
-            skip: None,
-            opened: None,
-            ended: None,
+            ..FireRequest::new(run.handle, TriggerOrigin::Failure)
         };
         self.refused.insert(id.clone(), request);
         self.agenda.push(Reverse((now + REFUSED_PAUSE_MS, Due::Fire(id))));

@@ -14,6 +14,7 @@
 //! written, a start after a pause, and an app's missed cron fires when its ledger can be used again.
 
 pub mod admission;
+mod agenda;
 pub mod cron;
 pub mod disk;
 mod ends;
@@ -25,6 +26,7 @@ pub mod manifest;
 pub mod near_name;
 mod recovery;
 pub mod registry;
+mod requests;
 pub mod run;
 pub mod schedule;
 pub mod shortened;
@@ -34,6 +36,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use agenda::Due;
 pub use event::{Answer, Effect, Event, FireRequest, Recorded, Recovered, Refusal, Skip, Token};
 
 use crate::core::admission::Admission;
@@ -57,8 +60,6 @@ const FIRST_CLOSE_PAUSE_MS: i64 = 1_000;
 /// A folder that gets another name is seen to come and to go, in any order. What looks like a copy of an app is one when
 /// the other app is still there after this long.
 const DOUBT_MS: i64 = 3_000;
-/// A clock that goes back by less than this is being adjusted, and nobody has to be told.
-const CLOCK_BACK_MS: i64 = 60_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -108,21 +109,6 @@ struct Closing {
     failure: Option<FireRequest>,
     ended: Option<Token>,
     refusals: u32,
-}
-
-/// What has its time.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
-    /// A retry, or a run that could not be started, enters its lane.
-    Enter(RunId),
-    /// An end is offered again.
-    Close(RunId),
-    /// A cold app's ledger is asked again.
-    Recover(AppId),
-    /// An app's ledger held rows of another app that is still there: whether it is a copy, or that app's new name.
-    Doubt(AppId),
-    /// A failure handler's fire, refused under this id, is offered again.
-    Fire(RunId),
 }
 
 /// An app whose ledger is to be asked what the app has missed.
@@ -252,28 +238,14 @@ impl State {
         effects
     }
 
-    /// When the core wants to look at the clock next, if nothing else happens before.
-    pub fn next_deadline(&mut self) -> Option<EpochMs> {
-        if self.stopping {
-            let still = self.agenda.iter().filter(|Reverse((_, due))| self.is_due_while_stopping(due));
-            return still.map(|Reverse((at, _))| *at).min();
-        }
-        let agenda = self.agenda.peek().map(|Reverse((at, _))| *at);
-        [self.schedule.next_deadline(), agenda, self.next_sweep].into_iter().flatten().min()
-    }
-
-    /// Nothing begins any more, but what has ended is still to be written, and what a running run waits for to be started.
-    fn is_due_while_stopping(&self, due: &Due) -> bool {
-        match due {
-            Due::Close(_) => true,
-            Due::Enter(run) => self.runs.get(run).is_some_and(|run| run.rank > 0),
-            Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => false,
-        }
-    }
-
     /// Nothing runs, and every end is written.
     pub fn is_idle(&self) -> bool {
         self.closing.is_empty() && !self.open_runs().any(|run| run.active)
+    }
+
+    /// Nothing new is fired any more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// Every run that has not ended.
@@ -350,76 +322,6 @@ impl State {
         }
     }
 
-    fn on_clock(&mut self, now: EpochMs, effects: &mut Vec<Effect>) {
-        if now < self.last_look - CLOCK_BACK_MS {
-            effects.push(Effect::Notice(format!(
-                "the clock went back by {} s: cron triggers that have fired ahead of it wait until it has passed those \
-                 instants, because none fires twice",
-                (self.last_look - now) / 1000
-            )));
-            self.pull_forward(now);
-        }
-        self.check_agenda(now, effects);
-        self.last_look = now;
-        if self.stopping {
-            return;
-        }
-        for fire in self.schedule.due(now) {
-            self.fire_cron(now, fire, effects);
-        }
-        if self.next_sweep.is_some_and(|at| at <= now) {
-            self.next_sweep = None;
-            for automation in self.registry.automations() {
-                let Some(manifest) = &automation.manifest else { continue };
-                if let HistoryKeep::Days(_) = manifest.keep {
-                    self.next_sweep = Some(now + SWEEP_EVERY_MS);
-                    effects.push(Effect::SweepHistory { handle: automation.handle.clone(), keep: manifest.keep });
-                }
-            }
-        }
-    }
-
-    fn check_agenda(&mut self, now: EpochMs, effects: &mut Vec<Effect>) {
-        while let Some(Reverse((at, _))) = self.agenda.peek()
-            && *at <= now
-            && let Some(Reverse((_, due))) = self.agenda.pop()
-        {
-            // What does not begin any more stays `queued`, for the next daemon.
-            if self.stopping && !self.is_due_while_stopping(&due) {
-                continue;
-            }
-            match due {
-                Due::Enter(run) => self.enter_lane(&run),
-                Due::Close(run) => {
-                    if let Some(closing) = self.closing.get(&run) {
-                        effects.push(Effect::CloseRun(Arc::clone(&closing.close)));
-                    }
-                }
-                Due::Recover(app) => {
-                    if let Some(cold) = self.cold.get_mut(&app) {
-                        cold.scheduled = false;
-                        self.recover_ledger(app, effects);
-                    }
-                }
-                Due::Doubt(app) => {
-                    if self.knows(&app) {
-                        self.recover_ledger(app, effects);
-                    }
-                }
-                Due::Fire(id) => self.fire_again(now, &id, effects),
-            }
-        }
-    }
-
-    /// After the clock went back: what waits for a ledger does not wait for the clock.
-    fn pull_forward(&mut self, now: EpochMs) {
-        let agenda = std::mem::take(&mut self.agenda).into_iter().map(|Reverse((at, due))| match due {
-            Due::Close(_) | Due::Recover(_) | Due::Doubt(_) | Due::Fire(_) => Reverse((at.min(now), due)),
-            Due::Enter(_) => Reverse((at, due)),
-        });
-        self.agenda = agenda.collect();
-    }
-
     fn knows(&self, app: &AppId) -> bool {
         self.registry.app(app).is_some()
     }
@@ -441,87 +343,6 @@ impl State {
             }
         }
         effects.extend(by_app.into_iter().map(|(app, triggers)| Effect::DisarmTriggers { app, triggers }));
-    }
-
-    fn on_request(&mut self, now: EpochMs, request: FireRequest, effects: &mut Vec<Effect>) {
-        let answer = match self.check_request(&request) {
-            Ok(manifest) => {
-                match request.skip {
-                    Some(Skip::Filter) => {
-                        let reason = Some("filter".to_owned());
-                        let request = FireRequest { trigger: TriggerInfo { reason, ..request.trigger }, ..request };
-                        let told = "the body does not pass the webhook's filter".to_owned();
-                        self.record_skipped(now, &request, told, effects);
-                    }
-                    None => self.admit(now, request, manifest, false, effects),
-                }
-                return;
-            }
-            Err(answer) => answer,
-        };
-        if let Some(token) = request.opened {
-            effects.push(Effect::Answer { token, answer });
-        }
-    }
-
-    fn check_request(&self, request: &FireRequest) -> Result<Arc<Manifest>, Answer> {
-        if self.stopping {
-            return Err(Answer::Stopping);
-        }
-        let automation = self.registry.get(&request.handle).ok_or(Answer::Unknown)?;
-        let Some(manifest) = &automation.manifest else {
-            return Err(Answer::Unrunnable { problems: self.registry.problems_of(automation) });
-        };
-        if let Some(parent) = &request.parent {
-            let Some(parent) = self.runs.get(parent).filter(|p| p.ending.is_none()) else {
-                return Err(Answer::Refused { message: "the invoking run has ended".to_owned() });
-            };
-            let chain = self.chain(parent);
-            if chain.contains(&&request.handle) {
-                let names: Vec<String> =
-                    chain.iter().rev().map(|h| h.to_string()).chain([request.handle.to_string()]).collect();
-                return Err(Answer::Refused { message: format!("invoke cycle: {}", names.join(" -> ")) });
-            }
-            if parent.depth >= MAX_INVOKE_DEPTH {
-                return Err(Answer::Refused { message: format!("invoke depth is over {MAX_INVOKE_DEPTH}") });
-            }
-        }
-        Ok(Arc::clone(manifest))
-    }
-
-    /// The handles from a run up to the one that nobody invoked.
-    fn chain<'a>(&'a self, run: &'a Run) -> Vec<&'a Handle> {
-        let mut chain = vec![&run.handle];
-        let mut above = run.row.parent_run_id.as_ref();
-        while let Some(parent) = above.and_then(|id| self.runs.get(id)) {
-            chain.push(&parent.handle);
-            above = parent.row.parent_run_id.as_ref();
-        }
-        chain
-    }
-}
-
-impl NewRun {
-    fn from_request(request: &FireRequest, run_id: RunId, now: EpochMs) -> Self {
-        Self {
-            run_id,
-            app_id: request.handle.app.clone(),
-            automation_id: request.handle.automation.clone(),
-            status: RunStatus::Queued,
-            origin: request.origin,
-            trigger: request.trigger.clone(),
-            scheduled_for: request.trigger.scheduled_for,
-            input_json: request.input_json.clone(),
-            parent_run_id: request.parent.clone(),
-            retry_of: None,
-            attempt: 1,
-            handler_hash: None,
-            queued_at: now,
-            started_at: None,
-            ended_at: None,
-            summary: None,
-            error: None,
-        }
     }
 }
 

@@ -6,14 +6,16 @@
 //!
 //! A webhook id that stands in two manifests is served by neither; both carry the problem.
 
+mod problems;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::core::disk::{AppFolder, AutomationFolder, DiskBatch, FileContent, HandlerFile};
 use crate::core::manifest::{self, Manifest, Trigger, Webhook};
-use crate::core::near_name::nearest_handle;
 use crate::fire::{AppId, AutomationId, Handle, Problem};
+use problems::manifest_path;
 
 /// Everything that is known about one automation.
 #[derive(Debug, Clone)]
@@ -288,91 +290,6 @@ impl Registry {
     pub fn take_touched_webhooks(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.touched_webhooks)
     }
-
-    /// All problems of one automation, those that follow from its neighbours included.
-    pub fn problems_of(&self, automation: &Automation) -> Vec<Problem> {
-        let mut problems = automation.own_problems.clone();
-        match &automation.handler {
-            HandlerFile::Present { .. } => {}
-            HandlerFile::Absent => problems.push(
-                Problem::error("missing_handler", "", "there is no handler.js beside automation.json")
-                    .with_hint("write one, or scaffold a new automation with `dirigent new`")
-                    .in_path(format!(
-                        "{}/automations/{}/handler.js",
-                        automation.handle.app, automation.handle.automation
-                    )),
-            ),
-            HandlerFile::Unreadable(problem) => problems.push(problem.clone()),
-        }
-        problems.extend(self.failure_handler_problem(automation));
-        if let Some(webhook) = automation.webhook() {
-            let others: Vec<String> = self
-                .webhooks
-                .get(&webhook.id)
-                .into_iter()
-                .flatten()
-                .filter(|h| **h != automation.handle)
-                .map(Handle::to_string)
-                .collect();
-            if !others.is_empty() {
-                problems.push(
-                    Problem::error(
-                        "duplicate_webhook",
-                        "triggers",
-                        format!(
-                            "webhook id {:?} is also claimed by {}; neither is served",
-                            webhook.id,
-                            others.join(", ")
-                        ),
-                    )
-                    .with_hint("give one of them another id")
-                    .in_path(manifest_path(&automation.handle)),
-                );
-            }
-        }
-        problems
-    }
-
-    /// An `onFailure` that will fire nothing. A warning: the automation itself runs as well as any.
-    fn failure_handler_problem(&self, automation: &Automation) -> Option<Problem> {
-        let own = &automation.handle;
-        let manifest = automation.manifest.as_ref().filter(|_| automation.valid)?;
-        let target = manifest.on_failure_handle(&own.app)?;
-        let problem = |message: String| {
-            let problem = Problem::warning("invalid_on_failure", "onFailure", message).in_path(manifest_path(own));
-            match automation.on_failure_at {
-                Some((line, column)) => problem.at(line, column),
-                None => problem,
-            }
-        };
-        if target == *own {
-            let message =
-                "onFailure names the automation itself, which never handles its own failure: nothing is fired";
-            return Some(problem(message.to_owned()).with_hint("name another automation, or leave `onFailure` out"));
-        }
-        if self.get(&target).is_some() {
-            return None;
-        }
-        let known: Vec<&Handle> = self.automations().map(|a| &a.handle).filter(|handle| *handle != own).collect();
-        let hint = match nearest_handle(&target.to_string(), &known) {
-            Some(near) if near.app == own.app => format!("did you mean \"{}\"?", near.automation),
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => "until it is there, a failure of this automation is handled by nobody".to_owned(),
-        };
-        Some(problem(format!("onFailure names {target}, and there is no such automation")).with_hint(hint))
-    }
-
-    /// Every problem under the root: folders, manifests, handlers.
-    pub fn problems(&self) -> Vec<Problem> {
-        let automations = self.automations().flat_map(|automation| self.problems_of(automation));
-        self.folder_problems().into_iter().chain(automations).collect()
-    }
-
-    /// The problems that belong to no automation: of the root, of folders with a name that is none, of apps.
-    pub fn folder_problems(&self) -> Vec<Problem> {
-        let folders = self.root_problems.iter().chain(self.misnamed.values().flatten());
-        folders.chain(self.apps.values().flat_map(|app| &app.problems)).cloned().collect()
-    }
 }
 
 /// Equal in meaning for whoever follows the registry: the same allocation, or the same registration.
@@ -389,10 +306,6 @@ fn webhook_id(manifest: Option<&Manifest>) -> Option<&str> {
         Trigger::Webhook(webhook) => Some(webhook.id.as_str()),
         _ => None,
     })
-}
-
-fn manifest_path(handle: &Handle) -> String {
-    format!("{}/automations/{}/automation.json", handle.app, handle.automation)
 }
 
 /// What became of a manifest file.
@@ -426,175 +339,4 @@ fn read_manifest(handle: &Handle, file: &FileContent) -> ReadManifest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn handle(text: &str) -> Handle {
-        text.parse().expect("a handle")
-    }
-
-    fn manifest_json(extra: &str) -> String {
-        format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{extra}}}"#)
-    }
-
-    fn file(text: &str) -> FileContent {
-        use sha2::Digest;
-        FileContent::Bytes { bytes: Arc::from(text.as_bytes()), sha256: sha2::Sha256::digest(text.as_bytes()).into() }
-    }
-
-    fn folder(app: &str, automations: &[(&str, Option<&str>)], complete: bool) -> AppFolder {
-        AppFolder {
-            name: app.to_owned(),
-            app: AppId::new(app).ok(),
-            dir: PathBuf::from(app),
-            present: true,
-            has_index_html: false,
-            app_json: FileContent::Absent,
-            automations: automations
-                .iter()
-                .map(|(id, text)| AutomationFolder {
-                    id: AutomationId::new(id).expect("an id"),
-                    dir: PathBuf::from(id),
-                    present: text.is_some(),
-                    manifest: text.map_or(FileContent::Absent, file),
-                    handler: HandlerFile::Present { len: 1, mtime_ns: 1, inode: 1 },
-                })
-                .collect(),
-            complete,
-            problems: Vec::new(),
-        }
-    }
-
-    fn full(apps: Vec<AppFolder>) -> DiskBatch {
-        DiskBatch { full: true, apps, root_problems: Vec::new() }
-    }
-
-    #[test]
-    fn a_folder_is_added_changed_and_removed() {
-        let mut registry = Registry::default();
-        let one = manifest_json("");
-        let changes = registry.apply(full(vec![folder("a", &[("x", Some(&one))], true)]));
-        assert_eq!(changes, [Change::AppAdded(AppId::new("a").unwrap()), Change::Added(handle("a/x"))]);
-        assert_eq!(registry.apply(full(vec![folder("a", &[("x", Some(&one))], true)])), [], "the same bytes");
-        let two = manifest_json(r#","enabled":false"#);
-        assert_eq!(
-            registry.apply(full(vec![folder("a", &[("x", Some(&two))], true)])),
-            [Change::Changed(handle("a/x"))]
-        );
-        assert!(!registry.get(&handle("a/x")).unwrap().enabled());
-        assert_eq!(registry.apply(full(vec![folder("a", &[], true)])), [Change::Removed(handle("a/x"))]);
-        assert_eq!(registry.apply(full(vec![])), [Change::AppRemoved(AppId::new("a").unwrap())]);
-    }
-
-    #[test]
-    fn an_invalid_manifest_keeps_the_last_good_one_and_a_cold_start_has_none() {
-        let mut registry = Registry::default();
-        let good = manifest_json(r#","triggers":[{"kind":"cron","expr":"* * * * *"}]"#);
-        registry.apply(full(vec![folder("a", &[("x", Some(&good)), ("cold", Some("{"))], true)]));
-        registry.apply(full(vec![folder("a", &[("x", Some("{ nope")), ("cold", Some("{"))], true)]));
-        let x = registry.get(&handle("a/x")).unwrap();
-        assert!(!x.valid && x.manifest.is_some());
-        assert_eq!(registry.problems_of(x)[0].code, "invalid_json");
-        assert!(registry.problems_of(x)[0].line.is_some());
-        assert!(registry.get(&handle("a/cold")).unwrap().manifest.is_none());
-    }
-
-    #[test]
-    fn a_webhook_id_claimed_twice_is_served_by_neither_until_one_lets_go() {
-        let mut registry = Registry::default();
-        let hook = manifest_json(&format!(
-            r#","triggers":[{{"kind":"webhook","id":"slug","secretHash":"{}"}}]"#,
-            "0".repeat(64)
-        ));
-        registry.apply(full(vec![folder("a", &[("x", Some(&hook)), ("y", Some(&hook))], true)]));
-        assert!(registry.by_webhook("slug").is_none());
-        for id in ["a/x", "a/y"] {
-            let problems = registry.problems_of(registry.get(&handle(id)).unwrap());
-            assert_eq!(problems.last().unwrap().code, "duplicate_webhook", "{id}");
-        }
-        registry.apply(full(vec![folder("a", &[("x", Some(&hook))], true)]));
-        assert_eq!(registry.by_webhook("slug").unwrap().handle, handle("a/x"));
-        registry.apply(full(vec![folder("a", &[("x", Some("{"))], true)]));
-        assert!(registry.by_webhook("slug").is_none(), "an invalid manifest closes its webhook");
-    }
-
-    #[test]
-    fn its_revision_changes_with_whatever_can_be_shown() {
-        let mut registry = Registry::default();
-        let good = manifest_json("");
-        let one = || folder("a", &[("x", Some(&good))], true);
-        let touched = || AppFolder {
-            automations: vec![AutomationFolder {
-                handler: HandlerFile::Present { len: 2, mtime_ns: 2, inode: 1 },
-                ..one().automations.remove(0)
-            }],
-            ..one()
-        };
-        let misnamed = || AppFolder { name: "~".to_owned(), app: None, ..folder("", &[], true) };
-        let gone = AppFolder { present: false, ..misnamed() };
-        let part = |app: AppFolder| DiskBatch { full: false, apps: vec![app], root_problems: Vec::new() };
-        let problem = Problem::error("unreadable", "", "told");
-        for (what, batch, changes) in [
-            ("an app", full(vec![one()]), true),
-            ("the same again", full(vec![one()]), false),
-            ("a manifest", part(folder("a", &[("x", Some("{"))], true)), true),
-            ("the same again", part(folder("a", &[("x", Some("{"))], true)), false),
-            ("back", part(one()), true),
-            ("a handler", part(touched()), true),
-            ("a page", part(AppFolder { has_index_html: true, ..touched() }), true),
-            ("a problem", part(AppFolder { has_index_html: true, problems: vec![problem.clone()], ..touched() }), true),
-            ("a folder whose name is none", part(misnamed()), true),
-            ("the same again", part(misnamed()), false),
-            ("it goes", part(gone), true),
-            ("a problem of the root", DiskBatch { root_problems: vec![problem], ..full(Vec::new()) }, true),
-            ("none", full(Vec::new()), true),
-            ("the same again", full(Vec::new()), false),
-        ] {
-            let before = registry.revision();
-            registry.apply(batch);
-            assert_eq!(registry.revision() != before, changes, "{what}");
-        }
-    }
-
-    #[test]
-    fn a_failure_handler_that_fires_nothing_is_warned_about_until_it_is_there() {
-        let mut registry = Registry::default();
-        let plain = manifest_json("");
-        let naming = |target: &str| manifest_json(&format!(r#","onFailure":"{target}""#));
-        let told = |registry: &Registry| registry.problems_of(registry.get(&handle("a/x")).unwrap());
-        for (target, hint) in [
-            ("x", "name another"),
-            ("a/x", "name another"),
-            ("rescu", "did you mean \"rescue\"?"),
-            ("b/on-faliure", "did you mean \"b/on-failure\"?"),
-            ("zzzzzzzz", "handled by nobody"),
-        ] {
-            let named = naming(target);
-            let apps = vec![
-                folder("a", &[("x", Some(&named)), ("rescue", Some(&plain))], true),
-                folder("b", &[("on-failure", Some(&plain))], true),
-            ];
-            registry.apply(full(apps));
-            let automation = registry.get(&handle("a/x")).unwrap();
-            assert!(automation.valid && automation.enabled(), "{target}: it runs all the same");
-            let problems = told(&registry);
-            let [problem] = problems.as_slice() else { panic!("{target}: {problems:?}") };
-            assert_eq!((problem.code.as_str(), problem.is_error()), ("invalid_on_failure", false), "{target}");
-            assert!(problem.hint.as_deref().is_some_and(|told| told.contains(hint)), "{problem:?}");
-            let column = named.find("onFailure").unwrap() + "onFailure':".len() + 1;
-            assert_eq!((problem.line, problem.column), (Some(1), u32::try_from(column).ok()), "{target}");
-        }
-        let named = naming("late/rescue");
-        registry.apply(full(vec![folder("a", &[("x", Some(&named))], true)]));
-        assert_eq!(told(&registry).len(), 1);
-        let late = |there: bool| DiskBatch {
-            full: false,
-            apps: vec![folder("late", &[("rescue", there.then_some("{"))], false)],
-            root_problems: Vec::new(),
-        };
-        registry.apply(late(true));
-        assert_eq!(told(&registry), [], "it is there now; what is wrong with it is its own problem");
-        registry.apply(late(false));
-        assert_eq!(told(&registry).len(), 1);
-    }
-}
+mod tests;

@@ -24,7 +24,7 @@ use crate::daemon::record::{Opened, Record, TooManyNodes};
 use crate::daemon::services::{Door, Services};
 use crate::fire::{
     AppId, AutomationId, CallError, CtxCall, CtxCallBody, CtxReply, ErrorCode, Handle, LogLine, RunId, RunStatus,
-    TriggerInfo, TriggerOrigin,
+    TriggerOrigin,
 };
 use crate::isolate::JobControl;
 use crate::ledger::NodeClose;
@@ -223,15 +223,11 @@ impl Caller {
         let door = &self.services.door;
         let (opened, ended) = (door.expect_answer(), door.expect_answer());
         door.send(Event::FireRequested(FireRequest {
-            handle: handle.clone(),
-            origin: TriggerOrigin::Invoke,
-            trigger: TriggerInfo::default(),
             input_json,
             parent: Some(self.run_id.clone()),
-            synced: false,
-            skip: None,
             opened: Some(opened.token()),
             ended: Some(ended.token()),
+            ..FireRequest::new(handle.clone(), TriggerOrigin::Invoke)
         }));
         let refused = |message: String| Err(CallError::new("invoke_failed", message));
         let run = match opened.await {

@@ -69,6 +69,11 @@ impl Performer {
         self.services.hook_routes.follow(registry);
     }
 
+    /// Tells that automations, or what is wrong with them, have changed.
+    pub fn tell_registry(&self) {
+        self.services.bus.tell_registry();
+    }
+
     pub fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::RecoverLedger { app } => self.recover(app),

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,11 +50,11 @@ pub struct Lock {
 pub struct DaemonInfo {
     pub pid: u32,
     pub version: String,
-    /// `host:port` of the admin listener.
-    pub admin: String,
-    /// `host:port` of the hook listener, when there is one.
+    /// The admin listener; in the file `host:port`, like the next.
+    pub admin: SocketAddr,
+    /// The hook listener, when there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hooks: Option<String>,
+    pub hooks: Option<SocketAddr>,
     /// Where its ledgers are, when apart from the code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
@@ -228,7 +229,7 @@ mod tests {
         let info = DaemonInfo {
             pid: std::process::id(),
             version: "v".into(),
-            admin: "127.0.0.1:1".into(),
+            admin: "127.0.0.1:1".parse().unwrap(),
             hooks: None,
             data: None,
             started_at: 0,

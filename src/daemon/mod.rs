@@ -288,9 +288,14 @@ fn make_services(options: &Options, folders: Folders, door: Door) -> Services {
 }
 
 fn take_in(state: &mut State, performer: &mut Performer, batch: DiskBatch) {
+    let before = state.registry.revision();
     performer.follow_folders(&batch);
     step(state, performer, Event::DiskChanged(batch));
     performer.publish_hooks(&mut state.registry);
+    // Told last: whoever looks then sees all of it.
+    if state.registry.revision() != before {
+        performer.tell_registry();
+    }
 }
 
 fn step(state: &mut State, performer: &mut Performer, event: Event) {

@@ -50,15 +50,12 @@ pub async fn serve(
     let access = Access::new(token, listener.local_addr()?, daemon.services().clock.clone());
     let (closing, is_closing) = watch::channel(false);
     let api = Api::new(daemon, hooks, is_closing.clone());
-    let registry = tokio::spawn(api.clone().follow_registry());
     let service = router(api, access, is_closing).into_make_service_with_connect_info::<LocalEnd>();
     let served = axum::serve(listener, service).with_graceful_shutdown(async move {
         shutdown.await;
         closing.send_replace(true);
     });
-    let outcome = served.await;
-    registry.abort();
-    outcome
+    served.await
 }
 
 fn router(api: Api, access: Access, closing: watch::Receiver<bool>) -> Router {

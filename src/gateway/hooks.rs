@@ -21,6 +21,7 @@ mod rate;
 pub mod secret;
 pub mod signature;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -30,17 +31,18 @@ pub use connections::Bounds;
 
 use crate::config;
 use crate::daemon::Daemon;
+use crate::gateway::reachable;
 use post::Hooks;
 
 /// Where webhooks are; the slug follows.
 pub const PATH: &str = "/_centraid-hook/";
 const HEALTH: &str = "/healthz";
 /// Where the listener stands when nothing else is said.
-pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7391";
+pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7391);
 
-/// The address to post to, at a listener (`host:port`).
-pub fn url(listener: &str, slug: &str) -> String {
-    format!("http://{listener}{PATH}{slug}")
+/// The address to post to from this machine.
+pub fn url(listener: SocketAddr, slug: &str) -> String {
+    format!("http://{}{PATH}{slug}", reachable(listener))
 }
 
 /// Serves webhooks on `listener` until `shutdown` resolves. Then no connection is taken any more, posts that wait for a

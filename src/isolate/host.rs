@@ -3,8 +3,9 @@
 
 use std::io::Write;
 
-use super::limits::{self, EXIT_MEMORY, EXIT_PROTOCOL, EXIT_RETIRED, Next, Shared};
+use super::limits::{self, EXIT_MEMORY, EXIT_PROTOCOL, EXIT_RETIRED, Shared};
 use super::loader::CodeCache;
+use super::mailbox::Next;
 use super::wire::{self, FromHost, ToHost};
 use super::{JobEnd, run, sandbox, snapshot};
 

@@ -7,7 +7,6 @@
 //! The exit codes here tell the daemon why, when nothing else can be said any more. A mistake here lets one handler
 //! eat the machine.
 
-use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -16,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use deno_core::v8;
 
-use super::sandbox::{self, In, Input, Memory, Out};
-use super::wire::{self, FrameBuffer, FromHost, ToHost};
+use super::buffers::Buffers;
+use super::mailbox::{Inbox, Outbox};
+use super::sandbox::{self, Memory};
+use super::wire::{self, FromHost};
 use super::{JobEnd, Limits, Outcome};
-use crate::fire::{ErrorCode, LogLine};
+use crate::fire::ErrorCode;
 
 /// Near enough to stop a runaway allocation within tens of megabytes, and 1 % of a core at most.
 const TICK: Duration = Duration::from_millis(10);
@@ -33,8 +34,6 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const HEAP_ROOM: usize = 16 << 20;
 /// How often that room is given: termination needs one, a native loop such as `Array.fill` eats any number.
 const HEAP_ROOMS: usize = 2;
-/// V8 asks again after each of its collections; when it asked so often in vain, there is nothing left to free.
-const REFUSALS: usize = 4;
 /// Code, stacks, V8's bookkeeping, a frame in transit: what a host has beside heap and external memory.
 const OVERHEAD: u64 = 96 << 20;
 
@@ -90,123 +89,6 @@ struct Active {
     stopped_at: Option<Instant>,
 }
 
-/// Standard output, and the log lines that are to go there with the next batch.
-pub(super) struct Outbox {
-    out: Out,
-    pub(super) logs: Vec<LogLine>,
-    /// Frames being built; kept for its memory.
-    pub(super) bytes: Vec<u8>,
-}
-
-impl Outbox {
-    /// Adds a frame, and writes when enough stands in `bytes` to be worth it.
-    pub(super) fn add(&mut self, frame: &FromHost) -> io::Result<()> {
-        wire::encode(frame, &mut self.bytes).map_err(io::Error::other)?;
-        if self.bytes.len() >= wire::FULL_FRAME { self.write(None) } else { Ok(()) }
-    }
-
-    /// Writes what [`Self::add`] has left, if anything.
-    pub(super) fn write_rest(&mut self) -> io::Result<()> {
-        if self.bytes.is_empty() { Ok(()) } else { self.write(None) }
-    }
-
-    /// Writes what stands in `bytes`.
-    pub(super) fn write(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let result = self.out.write_all(&self.bytes, deadline);
-        self.bytes.clear();
-        self.bytes.shrink_to(wire::FULL_FRAME);
-        result
-    }
-}
-
-/// Standard input, cut into frames. Whoever holds the lock may read: the main thread when it waits, the watchdog while
-/// the main thread is busy.
-pub(super) struct Inbox {
-    input: In,
-    buffer: FrameBuffer,
-    frames: VecDeque<ToHost>,
-    ended: bool,
-}
-
-/// What waiting for a frame came to.
-pub(super) enum Next {
-    Frame(ToHost),
-    Timeout,
-    /// The daemon is gone, or wants this host gone.
-    Ended,
-}
-
-impl Inbox {
-    /// One raw frame: the snapshot, before there is a watchdog.
-    pub(super) fn first_frame(&mut self) -> Option<Vec<u8>> {
-        loop {
-            match self.buffer.next_frame() {
-                Ok(Some(body)) => return Some(body.to_vec()),
-                Ok(None) => {}
-                Err(_) => return None,
-            }
-            if !self.read_more(None) {
-                return None;
-            }
-        }
-    }
-
-    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Next {
-        loop {
-            if let Some(frame) = self.frames.pop_front() {
-                return Next::Frame(frame);
-            }
-            if self.ended {
-                return Next::Ended;
-            }
-            if self.cut() {
-                continue;
-            }
-            if !self.read_more(deadline) && !self.ended {
-                return Next::Timeout;
-            }
-        }
-    }
-
-    /// False when nothing came (in time).
-    fn read_more(&mut self, deadline: Option<Instant>) -> bool {
-        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        match self.input.wait(timeout) {
-            Ok(false) => false,
-            Ok(true) => match self.input.read_into(self.buffer.tail()) {
-                Ok(len @ 1..) => len > 0,
-                Ok(0) | Err(_) => {
-                    self.ended = true;
-                    false
-                }
-            },
-            Err(_) => {
-                self.ended = true;
-                false
-            }
-        }
-    }
-
-    /// Turns whole frames in the buffer into values; true when there was one. What is no frame ends the process: the
-    /// daemon does not write such a thing, so nothing it says can be relied on.
-    fn cut(&mut self) -> bool {
-        let mut any = false;
-        loop {
-            match self.buffer.next_frame().and_then(|body| body.map(wire::decode::<ToHost>).transpose()) {
-                Ok(Some(frame)) => {
-                    self.frames.push_back(frame);
-                    any = true;
-                }
-                Ok(None) => return any,
-                Err(error) => {
-                    eprintln!("from the daemon: {error}");
-                    sandbox::exit_now(EXIT_PROTOCOL);
-                }
-            }
-        }
-    }
-}
-
 /// What the threads of a host share. There is one, for the life of the process.
 pub(super) struct Shared {
     pub(super) outbox: Mutex<Outbox>,
@@ -232,15 +114,10 @@ impl Shared {
     /// To be called once, before [`sandbox::enter`].
     pub(super) fn open() -> &'static Self {
         SHARED.get_or_init(|| Self {
-            outbox: Mutex::new(Outbox { out: Out::open(), logs: Vec::new(), bytes: Vec::new() }),
-            inbox: Mutex::new(Inbox {
-                input: In::open(),
-                buffer: FrameBuffer::default(),
-                frames: VecDeque::new(),
-                ended: false,
-            }),
+            outbox: Mutex::new(Outbox::open()),
+            inbox: Mutex::new(Inbox::open()),
             memory: Memory::open(),
-            buffers: Buffers { used: AtomicUsize::new(0), limit: AtomicUsize::new(0), refusals: AtomicUsize::new(0) },
+            buffers: Buffers::default(),
             active: Mutex::new(None),
             stop: AtomicU8::new(0),
             heap_rooms: AtomicUsize::new(0),
@@ -271,7 +148,7 @@ impl Shared {
         self.stop.store(0, Ordering::SeqCst);
         self.heap_rooms.store(0, Ordering::SeqCst);
         self.peak_bytes.store(resident.unwrap_or(0), Ordering::SeqCst);
-        self.buffers.refusals.store(0, Ordering::SeqCst);
+        self.buffers.begin();
         *lock(&self.active) = Some(Active {
             isolate,
             cpu_start: sandbox::cpu_time(),
@@ -374,16 +251,7 @@ impl Shared {
     /// Sees an abort, or the end of the daemon, that JavaScript keeps the main thread from reading.
     fn read_while_busy(&self) {
         let Ok(mut inbox) = self.inbox.try_lock() else { return };
-        // What waits is memory of this host; what does not fit stays in the pipe.
-        if inbox.frames.len() > 64 {
-            return;
-        }
-        inbox.read_more(Some(Instant::now()));
-        inbox.cut();
-        if inbox.ended {
-            sandbox::exit_now(0);
-        }
-        if inbox.frames.iter().any(|frame| matches!(frame, ToHost::Abort { .. })) {
+        if inbox.sees_abort() {
             self.start_grace();
         }
     }
@@ -474,78 +342,9 @@ unsafe extern "C" fn out_of_memory(_location: *const c_char, _details: &v8::OomD
     shared.die(Stop::Memory, cpu.unwrap_or_default())
 }
 
-/// Counts what array buffers hold, across all of them. Resizable ones do not come here; their pages count as resident.
-pub(super) struct Buffers {
-    used: AtomicUsize,
-    limit: AtomicUsize,
-    refusals: AtomicUsize,
-}
-
-impl Buffers {
-    pub(super) fn set_limit(&self, bytes: u64) {
-        self.limit.store(usize::try_from(bytes).unwrap_or(usize::MAX), Ordering::SeqCst);
-    }
-
-    pub(super) fn allocator(&'static self) -> v8::UniqueRef<v8::Allocator> {
-        // SAFETY: the handle is a static of the type that the table's functions take.
-        unsafe { v8::new_rust_allocator(std::ptr::from_ref(self), &BUFFER_TABLE) }
-    }
-
-    fn take(&self, len: usize, allocate: impl FnOnce() -> *mut c_void) -> *mut c_void {
-        let limit = self.limit.load(Ordering::SeqCst);
-        let fits = |used: usize| used.checked_add(len).filter(|&sum| sum <= limit);
-        if self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_err() {
-            if self.refusals.fetch_add(1, Ordering::SeqCst) + 1 >= REFUSALS
-                && let Some(shared) = SHARED.get()
-            {
-                shared.stop(Stop::Memory);
-            }
-            return std::ptr::null_mut();
-        }
-        self.refusals.store(0, Ordering::SeqCst);
-        let data = allocate();
-        if data.is_null() {
-            self.used.fetch_sub(len, Ordering::SeqCst);
-        }
-        data
+/// The current run wants more memory than it may have, as V8's allocator sees it.
+pub(super) fn stop_for_memory() {
+    if let Some(shared) = SHARED.get() {
+        shared.stop(Stop::Memory);
     }
 }
-
-static BUFFER_TABLE: v8::RustAllocatorVtable<Buffers> = v8::RustAllocatorVtable {
-    allocate: buffer_zeroed,
-    allocate_uninitialized: buffer_raw,
-    free: buffer_free,
-    drop: buffer_drop,
-};
-
-fn layout(len: usize) -> Option<std::alloc::Layout> {
-    std::alloc::Layout::from_size_align(len.max(1), 16).ok()
-}
-
-unsafe extern "C" fn buffer_zeroed(buffers: &Buffers, len: usize) -> *mut c_void {
-    let Some(layout) = layout(len) else {
-        return std::ptr::null_mut();
-    };
-    // SAFETY: the layout is not empty.
-    buffers.take(len, || unsafe { std::alloc::alloc_zeroed(layout) }.cast())
-}
-
-unsafe extern "C" fn buffer_raw(buffers: &Buffers, len: usize) -> *mut c_void {
-    let Some(layout) = layout(len) else {
-        return std::ptr::null_mut();
-    };
-    // SAFETY: the layout is not empty.
-    buffers.take(len, || unsafe { std::alloc::alloc(layout) }.cast())
-}
-
-unsafe extern "C" fn buffer_free(buffers: &Buffers, data: *mut c_void, len: usize) {
-    if let Some(layout) = layout(len)
-        && !data.is_null()
-    {
-        // SAFETY: V8 gives back what the functions above gave it, with the same length.
-        unsafe { std::alloc::dealloc(data.cast(), layout) };
-        buffers.used.fetch_sub(len, Ordering::SeqCst);
-    }
-}
-
-unsafe extern "C" fn buffer_drop(_: *const Buffers) {}

@@ -11,16 +11,19 @@
 //! | [`pool`] | daemon | which hosts exist, who waits for one |
 //! | `pipe` | daemon | writing to a host without waiting for it |
 //! | `accept` | daemon | what a host may say of its run |
-//! | `process` | daemon | one host seen from outside: pipes, death, what its death means |
-//! | `host` | host | entry of the process, frames in and out |
-//! | `run` | host | one run: load, call, event loop, settle |
+//! | `process` | daemon | one host seen from outside: its pipes, the run it is in |
+//! | `death` | daemon | the end of a host: why, its last words, what they mean |
+//! | `host` | host | entry of the process |
+//! | `mailbox` | host | frames in and out, shared by the threads |
+//! | `run` | host | one run: load, call, event loop, settle; what it comes to |
 //! | `callbacks` | host | what V8 asks of its embedder |
 //! | `loader` | host | compiling one module with no imports |
 //! | `snapshot` | host | V8 set-up, the snapshot with `runtime-js/` in it, a fresh isolate |
-//! | `outgoing` | host | calls that were made and not sent yet |
+//! | `calls`, `outgoing` | host | calls and their answers; those that were made and not sent yet |
+//! | `timers` | host | a run's timers |
 //! | `rejections` | host | promises that were rejected while nothing handled them |
 //! | `ops`, `ops_web` | host | the only native functions that `runtime-js/` can call |
-//! | `limits` | host | CPU, memory, grace: a watchdog thread |
+//! | `limits`, `buffers` | host | CPU, memory, grace: a watchdog thread; memory outside the heap |
 //! | `sandbox` | host | what the operating system forbids, and the few things that differ between systems |
 //!
 //! Invariants. The daemon never executes V8. A host never sees a ledger, a secret, a file or the network. A job ends
@@ -28,10 +31,14 @@
 //! host. A mistake here lets generated code out of its box, or lets one handler stop all the others.
 
 mod accept;
+mod buffers;
 mod callbacks;
+mod calls;
+mod death;
 mod host;
 mod limits;
 mod loader;
+mod mailbox;
 mod ops;
 mod ops_web;
 mod outgoing;
@@ -42,6 +49,7 @@ mod rejections;
 mod run;
 mod sandbox;
 mod snapshot;
+mod timers;
 pub mod wire;
 
 use std::path::PathBuf;

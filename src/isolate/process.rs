@@ -3,23 +3,24 @@
 //! Each host has one task, [`drive`], which alone reads from it and alone says that a run has ended. A host that
 //! breaks the protocol is killed: it runs code that nobody trusts, so nothing it says after that counts.
 
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::accept::{self, Accepted};
-use super::limits::{EXIT_RETIRED, Stop};
+use super::death::{Over, death, read_stderr};
+use super::limits::EXIT_RETIRED;
 use super::pipe::HostPipe;
 use super::pool::Inner;
 use super::wire::{self, FrameBuffer, FromHost, ToHost};
 use super::{HOST_ARG, Job, JobEnd, JobEvent, Limits, Outcome, PoolConfig};
 use crate::core::json_depth::{is_too_deep, too_deep};
-use crate::fire::{CallError, CtxReply, ErrorCode};
+use crate::fire::{CallError, CtxReply};
 
 /// Batches that wait for the daemon; then the host waits.
 const EVENT_QUEUE: usize = 64;
@@ -33,13 +34,6 @@ const RENEW_TIME: Duration = Duration::from_secs(10);
 const SPARE_TIME: Duration = Duration::from_secs(30);
 /// What a dead host's pipes and status may take to be read.
 const LAST_TIME: Duration = Duration::from_secs(1);
-/// Of what a host wrote to its standard error, this much is kept.
-const STDERR_TAIL: usize = 4096;
-
-/// What V8, and this program's allocator, say when memory runs out.
-const OUT_OF_MEMORY: &[&str] =
-    &["out of memory", "OOM", "Out of memory", "memory allocation of", "invalid array length", "invalid size error"];
-
 /// A job that has been handed to a host. Dropping `events` before [`JobEvent::Ended`] kills the host.
 #[derive(Debug)]
 pub struct RunningJob {
@@ -296,17 +290,6 @@ pub(super) fn spawn(config: &PoolConfig, id: u64, snapshot: &[u8]) -> std::io::R
     Ok(Spawned { child, host, stdout, stderr })
 }
 
-/// Why a host is to end, seen from here.
-enum Over {
-    Closed,
-    Killed,
-    Protocol(String),
-    /// Nobody listens to the run any more.
-    Unheard,
-    Silent,
-    Surplus,
-}
-
 /// The life of one host.
 pub(super) async fn drive(spawned: Spawned, pool: Weak<Inner>) {
     let Spawned { mut child, host, stdout, stderr } = spawned;
@@ -495,53 +478,4 @@ impl Frames {
             }
         }
     }
-}
-
-/// Reads to the end; gives back the last lines.
-async fn read_stderr(stderr: ChildStderr, host: u64) -> String {
-    let mut tail = String::new();
-    let mut lines = BufReader::new(stderr);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        // In pieces, so that a line without an end is no way to grow this process.
-        match (&mut lines).take(STDERR_TAIL as u64).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return tail,
-            Ok(_) => {
-                let text = String::from_utf8_lossy(&line);
-                tracing::debug!(host, "{}", text.trim_end());
-                // V8's native backtrace tells paths of this machine, and pushes out what matters.
-                if text.contains("[0x") || text.contains("C stack trace") {
-                    continue;
-                }
-                tail.push_str(&text);
-                if tail.len() > STDERR_TAIL {
-                    let cut = tail.ceil_char_boundary(tail.len() - STDERR_TAIL);
-                    tail.drain(..cut);
-                }
-            }
-        }
-    }
-}
-
-/// What the end of a process means for the run that it was in.
-fn death(over: &Over, status: Option<ExitStatus>, tail: &str) -> Outcome {
-    let crashed = |message: String| Outcome::failed(ErrorCode::Crashed, message);
-    match over {
-        Over::Protocol(what) => return crashed(format!("the host process broke the protocol ({what}) and was killed")),
-        Over::Silent => return crashed("the host process did not get ready in time and was killed".into()),
-        Over::Killed | Over::Unheard | Over::Surplus => return Outcome::Aborted,
-        Over::Closed => {}
-    }
-    if let Some(stop) = status.and_then(|status| status.code()).and_then(Stop::from_exit_code) {
-        return stop.outcome();
-    }
-    if OUT_OF_MEMORY.iter().any(|words| tail.contains(words)) {
-        return Stop::Memory.outcome();
-    }
-    let how = status.map_or_else(|| "in an unknown way".to_owned(), |status| status.to_string());
-    let tail: Vec<&str> = tail.lines().map(|l| l.trim_matches([' ', '#'])).filter(|line| !line.is_empty()).collect();
-    let last = tail[tail.len().saturating_sub(5)..].join("; ");
-    let last = if last.is_empty() { last } else { format!(": {last}") };
-    crashed(format!("the host process died ({how}){last}"))
 }

@@ -13,7 +13,7 @@ use dirigent::config::Config;
 use dirigent::core::run::RunEnd;
 use dirigent::core::{Answer, FireRequest, State};
 use dirigent::daemon::{Daemon, Expected, Options, RunEvent, Scope};
-use dirigent::fire::{Handle, RunId, TriggerInfo, TriggerOrigin};
+use dirigent::fire::{Handle, RunId, TriggerOrigin};
 
 /// Longer than anything takes on two slow, busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -208,17 +208,8 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 pub fn request(handle_text: &str, input_json: Option<&str>) -> FireRequest {
-    FireRequest {
-        handle: handle(handle_text),
-        origin: TriggerOrigin::Manual,
-        trigger: TriggerInfo::default(),
-        input_json: input_json.map(str::to_owned),
-        parent: None,
-        synced: false,
-        skip: None,
-        opened: None,
-        ended: None,
-    }
+    let input_json = input_json.map(str::to_owned);
+    FireRequest { input_json, ..FireRequest::new(handle(handle_text), TriggerOrigin::Manual) }
 }
 
 /// Fires and waits for the end.

@@ -163,6 +163,7 @@ async fn who_watches_all_runs_hears_that_the_registry_changed() {
     let served = root.serve();
     let admin = Admin::of(&root, &served);
     let mut stream = open(&admin, "/v1/events", None).await;
+    let mut last = String::new();
     for change in ["new", "gone", "handler"] {
         match change {
             "new" => root.automation("a/y", "", "export default () => {};"),
@@ -171,7 +172,14 @@ async fn who_watches_all_runs_hears_that_the_registry_changed() {
         }
         let told = within(stream.next()).await.expect("an event");
         assert_eq!((told.kind.as_str(), &told.data), ("registry", &json!({})), "{change}");
+        last = told.id;
     }
+    // Also of what changed while nobody listened.
+    drop(stream);
+    std::fs::remove_dir_all(root.join("a/automations/x")).expect("it goes");
+    within(async { while admin.get("/v1/automations/a/x").await.0 != StatusCode::NOT_FOUND {} }).await;
+    let told = within(open(&admin, "/v1/events", Some(&last)).await.next()).await.expect("an event");
+    assert_eq!((told.kind.as_str(), &told.data), ("registry", &json!({})));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ use super::*;
 use crate::core::disk::{AppFolder, AutomationFolder, FileContent, HandlerFile};
 
 const MINUTE: i64 = 60_000;
+const HOUR: i64 = 60 * MINUTE;
 /// 2026-03-02T00:00:00Z, a Monday.
 const START: i64 = 1_772_409_600_000;
 
@@ -25,8 +26,7 @@ struct World {
     aborted: Vec<(RunId, ErrorCode)>,
     answers: HashMap<Token, Vec<Answer>>,
     marks: Vec<String>,
-    /// The ledger's watermarks, and whether their triggers are armed.
-    watermarks: BTreeMap<(AutomationId, String), (EpochMs, bool)>,
+    watermarks: Marks,
     /// Recoveries are answered from the rows.
     recovers: bool,
     notices: Vec<String>,
@@ -38,8 +38,93 @@ fn refused() -> Refusal {
     Refusal { message: "disk full".to_owned(), passing: true }
 }
 
+/// What a ledger that refuses everything answers; `None` when the effect asks no ledger.
+fn refusal_of(effect: &Effect) -> Option<Event> {
+    Some(match effect {
+        Effect::OpenRun { run, .. } => Event::RunOpened { run: run.run_id.clone(), result: Err(refused()) },
+        Effect::StartRun { run, handle, .. } => {
+            Event::RunStarted { run: run.clone(), app: handle.app.clone(), result: Err(refused()) }
+        }
+        Effect::SetWatermarks { app, .. } | Effect::DisarmTriggers { app, .. } => {
+            Event::TriggersNoted { app: app.clone(), result: Err(refused()) }
+        }
+        Effect::CloseRun(close) => {
+            Event::RunClosed { run: close.run.clone(), app: close.handle.app.clone(), result: Err(refused()) }
+        }
+        Effect::RecoverLedger { app } => Event::LedgerRecovered { app: app.clone(), result: Err(refused()) },
+        _ => return None,
+    })
+}
+
+/// Watermarks by automation and trigger, and whether that trigger is armed.
+type Marks = BTreeMap<(AutomationId, String), (EpochMs, bool)>;
+
+/// What a ledger with these rows and watermarks tells when it is opened.
+fn found_in(rows: &BTreeMap<RunId, NewRun>, marks: &Marks) -> Recovered {
+    let open = |status| rows.values().filter(|row| row.status == status).cloned().collect();
+    let armed = marks.iter().filter(|(_, (_, armed))| *armed);
+    Recovered {
+        running: open(RunStatus::Running),
+        queued: open(RunStatus::Queued),
+        watermarks: armed.map(|((id, key), (at, _))| (id.clone(), key.clone(), *at)).collect(),
+    }
+}
+
 fn handle(text: &str) -> Handle {
     text.parse().unwrap()
+}
+
+/// A row of app `a` that an earlier daemon left, with an input.
+fn queued(id: &str) -> NewRun {
+    NewRun {
+        run_id: RunId::at(START - MINUTE),
+        app_id: AppId::new("a").unwrap(),
+        automation_id: AutomationId::new(id).unwrap(),
+        status: RunStatus::Queued,
+        origin: TriggerOrigin::Manual,
+        trigger: TriggerInfo::default(),
+        scheduled_for: None,
+        input_json: Some("7".into()),
+        parent_run_id: None,
+        retry_of: None,
+        attempt: 1,
+        handler_hash: None,
+        queued_at: START - MINUTE,
+        started_at: None,
+        ended_at: None,
+        summary: None,
+        error: None,
+    }
+}
+
+/// An app folder that has these automations (id, further manifest fields).
+fn folder(name: &str, automations: &[(&str, &str)]) -> AppFolder {
+    use sha2::Digest;
+    let automations = automations.iter().map(|(id, extra)| {
+        let comma = if extra.is_empty() { "" } else { "," };
+        let text = format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{comma}{extra}}}"#);
+        AutomationFolder {
+            id: AutomationId::new(id).unwrap(),
+            dir: PathBuf::from(id),
+            present: true,
+            manifest: FileContent::Bytes {
+                sha256: sha2::Sha256::digest(text.as_bytes()).into(),
+                bytes: Arc::from(text.into_bytes()),
+            },
+            handler: HandlerFile::Present { len: 1, mtime_ns: 0, inode: 0 },
+        }
+    });
+    AppFolder {
+        name: name.into(),
+        app: AppId::new(name).ok(),
+        dir: PathBuf::from(name),
+        present: true,
+        has_index_html: false,
+        app_json: FileContent::Absent,
+        automations: automations.collect(),
+        complete: true,
+        problems: Vec::new(),
+    }
 }
 
 impl World {
@@ -80,13 +165,7 @@ impl World {
 
     /// What the ledger holds.
     fn found(&self) -> Recovered {
-        let open = |status| self.rows.values().filter(|r| r.status == status).cloned().collect();
-        let armed = self.watermarks.iter().filter(|(_, (_, armed))| *armed);
-        Recovered {
-            running: open(RunStatus::Running),
-            queued: open(RunStatus::Queued),
-            watermarks: armed.map(|((id, key), (at, _))| (id.clone(), key.clone(), *at)).collect(),
-        }
+        found_in(&self.rows, &self.watermarks)
     }
 
     fn disk(&mut self, automations: &[(&str, &str)]) {
@@ -95,32 +174,7 @@ impl World {
 
     /// The root's one app is called this, and has these automations.
     fn disk_of(&mut self, name: &str, automations: &[(&str, &str)]) {
-        use sha2::Digest;
-        let automations = automations.iter().map(|(id, extra)| {
-            let comma = if extra.is_empty() { "" } else { "," };
-            let text = format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{comma}{extra}}}"#);
-            AutomationFolder {
-                id: AutomationId::new(id).unwrap(),
-                dir: PathBuf::from(id),
-                present: true,
-                manifest: FileContent::Bytes {
-                    sha256: sha2::Sha256::digest(text.as_bytes()).into(),
-                    bytes: Arc::from(text.into_bytes()),
-                },
-                handler: HandlerFile::Present { len: 1, mtime_ns: 0, inode: 0 },
-            }
-        });
-        let app = AppFolder {
-            name: name.into(),
-            app: AppId::new(name).ok(),
-            dir: PathBuf::from(name),
-            present: true,
-            has_index_html: false,
-            app_json: FileContent::Absent,
-            automations: automations.collect(),
-            complete: true,
-            problems: Vec::new(),
-        };
+        let app = folder(name, automations);
         self.event(Event::DiskChanged(DiskBatch { full: true, apps: vec![app], root_problems: Vec::new() }));
     }
 
@@ -140,12 +194,17 @@ impl World {
     }
 
     fn perform(&mut self, effect: Effect) -> Option<Event> {
+        match &effect {
+            Effect::CloseRun(close) => self.running.retain(|spec| spec.run_id != close.run),
+            Effect::RecoverLedger { .. } if !self.recovers => return None,
+            _ => {}
+        }
+        if let Some(event) = refusal_of(&effect).filter(|_| self.broken) {
+            return Some(event);
+        }
         match effect {
             Effect::OpenRun { run, .. } => {
                 let id = run.run_id.clone();
-                if self.broken {
-                    return Some(Event::RunOpened { run: id, result: Err(refused()) });
-                }
                 let mut recorded = Recorded::Inserted;
                 if let (Some(key), Some(at)) = (&run.trigger.key, run.scheduled_for) {
                     let mark = self.watermarks.entry((run.automation_id.clone(), key.clone())).or_insert((0, true));
@@ -159,9 +218,6 @@ impl World {
                     assert!(self.rows.insert(id.clone(), run).is_none(), "a row is opened once");
                 }
                 Some(Event::RunOpened { run: id, result: Ok(recorded) })
-            }
-            Effect::StartRun { run, handle, .. } if self.broken => {
-                Some(Event::RunStarted { run, app: handle.app, result: Err(refused()) })
             }
             Effect::StartRun { run, handle, .. } => {
                 self.transition(&run, RunStatus::Running);
@@ -178,24 +234,16 @@ impl World {
             }
             Effect::CloseRun(close) => {
                 let Close { run, handle, end, next, .. } = (*close).clone();
-                let app = handle.app;
-                self.running.retain(|spec| spec.run_id != run);
-                if self.broken {
-                    return Some(Event::RunClosed { run, app, result: Err(refused()) });
-                }
                 self.transition(&run, end.status);
                 assert!(self.ends.insert(run.clone(), end).is_none(), "a run is closed once");
                 if let Some(next) = next {
                     self.rows.insert(next.run_id.clone(), next);
                 }
-                Some(Event::RunClosed { run, app, result: Ok(()) })
+                Some(Event::RunClosed { run, app: handle.app, result: Ok(()) })
             }
             Effect::Answer { token, answer } => {
                 self.answers.entry(token).or_default().push(answer);
                 None
-            }
-            Effect::SetWatermarks { app, .. } | Effect::DisarmTriggers { app, .. } if self.broken => {
-                Some(Event::TriggersNoted { app, result: Err(refused()) })
             }
             Effect::SetWatermarks { marks, .. } => {
                 for (id, key, at) in marks {
@@ -211,10 +259,7 @@ impl World {
                 }
                 None
             }
-            Effect::RecoverLedger { app } => {
-                let result = if self.broken { Err(refused()) } else { Ok(self.found()) };
-                self.recovers.then_some(Event::LedgerRecovered { app, result })
-            }
+            Effect::RecoverLedger { app } => Some(Event::LedgerRecovered { app, result: Ok(self.found()) }),
             Effect::Notice(text) => {
                 self.notices.push(text);
                 None
@@ -244,15 +289,11 @@ impl World {
 
     fn fire_in(&mut self, app: &str, id: &str, origin: TriggerOrigin, parent: Option<RunId>, token: Token) {
         self.event(Event::FireRequested(FireRequest {
-            handle: handle(&format!("{app}/{id}")),
-            origin,
-            trigger: TriggerInfo::default(),
             input_json: Some(format!("\"{token}\"")),
             parent,
-            synced: false,
-            skip: None,
             opened: Some(token),
             ended: Some(token + 1000),
+            ..FireRequest::new(handle(&format!("{app}/{id}")), origin)
         }));
     }
 

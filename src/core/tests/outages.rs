@@ -1,32 +1,6 @@
 //! What an earlier daemon left, what was missed, and ledgers that refuse.
 
-use super::races::folder;
 use super::*;
-
-const HOUR: i64 = 60 * MINUTE;
-
-/// A row of app `a` that an earlier daemon left, with an input.
-fn queued(id: &str) -> NewRun {
-    NewRun {
-        run_id: RunId::at(START - MINUTE),
-        app_id: AppId::new("a").unwrap(),
-        automation_id: AutomationId::new(id).unwrap(),
-        status: RunStatus::Queued,
-        origin: TriggerOrigin::Manual,
-        trigger: TriggerInfo::default(),
-        scheduled_for: None,
-        input_json: Some("7".into()),
-        parent_run_id: None,
-        retry_of: None,
-        attempt: 1,
-        handler_hash: None,
-        queued_at: START - MINUTE,
-        started_at: None,
-        ended_at: None,
-        summary: None,
-        error: None,
-    }
-}
 
 #[test]
 fn what_a_dead_daemon_left_open_is_closed_retried_or_run() {

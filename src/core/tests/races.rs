@@ -2,37 +2,13 @@
 
 use super::*;
 
-const HOUR: i64 = 60 * MINUTE;
-
-fn row(n: u32, id: &str, status: RunStatus) -> NewRun {
-    NewRun {
-        run_id: RunId::new(&format!("00000000-0000-7000-9000-{n:012}")).unwrap(),
-        app_id: AppId::new("a").unwrap(),
-        automation_id: AutomationId::new(id).unwrap(),
-        status,
-        origin: TriggerOrigin::Manual,
-        trigger: TriggerInfo::default(),
-        scheduled_for: None,
-        input_json: None,
-        parent_run_id: None,
-        retry_of: None,
-        attempt: 1,
-        handler_hash: None,
-        queued_at: START - MINUTE,
-        started_at: None,
-        ended_at: None,
-        summary: None,
-        error: None,
-    }
-}
-
 /// A parked row is parked again by each recovery that finds it.
 #[test]
 fn a_parked_row_is_started_once() {
     let broken = r#""timeoutMs":"soon""#;
     let mut world = World::new(4);
     world.recovers = true;
-    let parked = row(1, "z", RunStatus::Queued);
+    let parked = queued("z");
     world.rows.insert(parked.run_id.clone(), parked.clone());
     world.disk(&[("z", broken), ("x", EVERY_MINUTE)]);
     // The disk is full for a moment; the ledger is asked again.
@@ -111,35 +87,6 @@ fn who_is_waited_for_by_all_is_served_whatever_the_ranks() {
         other = world.accepted(10 + n).unwrap();
     }
     assert!(world.is_running(&other), "{:?}", world.state.load());
-}
-
-pub(super) fn folder(name: &str, automations: &[(&str, &str)]) -> AppFolder {
-    use sha2::Digest;
-    let automations = automations.iter().map(|(id, extra)| {
-        let comma = if extra.is_empty() { "" } else { "," };
-        let text = format!(r#"{{"name":"n","prompt":"p","generated":{{"by":"t","at":"now"}}{comma}{extra}}}"#);
-        AutomationFolder {
-            id: AutomationId::new(id).unwrap(),
-            dir: PathBuf::from(id),
-            present: true,
-            manifest: FileContent::Bytes {
-                sha256: sha2::Sha256::digest(text.as_bytes()).into(),
-                bytes: Arc::from(text.into_bytes()),
-            },
-            handler: HandlerFile::Present { len: 1, mtime_ns: 0, inode: 0 },
-        }
-    });
-    AppFolder {
-        name: name.into(),
-        app: AppId::new(name).ok(),
-        dir: PathBuf::from(name),
-        present: true,
-        has_index_html: false,
-        app_json: FileContent::Absent,
-        automations: automations.collect(),
-        complete: true,
-        problems: Vec::new(),
-    }
 }
 
 /// `cp -r a b` while a run of `a` is open: the copy's ledger tells of the same run.

@@ -308,15 +308,10 @@ fn a_post_that_the_filter_refuses_is_only_recorded() {
     let mut world = World::with(8, &[("x", "")]);
     let busy = world.manual("x", 1).unwrap();
     let post = |token| FireRequest {
-        handle: handle("a/x"),
-        origin: TriggerOrigin::Webhook,
-        trigger: TriggerInfo::default(),
-        input_json: None,
-        parent: None,
         synced: true,
         skip: Some(Skip::Filter),
         opened: Some(token),
-        ended: None,
+        ..FireRequest::new(handle("a/x"), TriggerOrigin::Webhook)
     };
     world.event(Event::FireRequested(post(2)));
     let [Answer::Skipped { run }] = &world.answers[&2][..] else { panic!("{:?}", world.answers[&2]) };

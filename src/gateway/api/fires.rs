@@ -198,17 +198,7 @@ fn check_input(input_json: Option<&str>, most: u64) -> Reply<()> {
 }
 
 fn request(handle: &Handle, trigger: TriggerInfo, input_json: Option<String>) -> FireRequest {
-    FireRequest {
-        handle: handle.clone(),
-        origin: TriggerOrigin::Manual,
-        trigger,
-        input_json,
-        parent: None,
-        synced: false,
-        skip: None,
-        opened: None,
-        ended: None,
-    }
+    FireRequest { trigger, input_json, ..FireRequest::new(handle.clone(), TriggerOrigin::Manual) }
 }
 
 /// A run that was just accepted.

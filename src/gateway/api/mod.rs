@@ -63,8 +63,6 @@ struct Shared {
     turns: Turns,
     /// In whose ledger a run is, of those that were told lately.
     homes: Mutex<HashMap<RunId, AppId>>,
-    /// How many listen to all runs.
-    followers: watch::Sender<usize>,
     closing: watch::Receiver<bool>,
     started_at_ms: i64,
 }
@@ -108,7 +106,6 @@ impl Api {
             streams: Arc::new(Semaphore::new(STREAMS)),
             turns: Turns::default(),
             homes: Mutex::default(),
-            followers: watch::Sender::new(0),
             closing,
             started_at_ms,
         };
@@ -139,20 +136,6 @@ impl Api {
 
     pub async fn cancel_run(&self, run: RunId) {
         self.daemon.cancel(run).await;
-    }
-
-    /// Tells the followers of all runs when the registry has changed. While there are none, nothing is looked at; the
-    /// first one to come is then told of what has changed meanwhile.
-    pub async fn follow_registry(self) {
-        let mut followers = self.shared.followers.subscribe();
-        let look = |state: &mut crate::core::State| state.registry.revision();
-        let Some(mut seen) = self.daemon.look(look).await else { return };
-        while followers.wait_for(|count| *count > 0).await.is_ok() {
-            let changed = self.daemon.wait_for(move |state| state.registry.revision() != seen).await;
-            let (Some(()), Some(now)) = (changed, self.daemon.look(look).await) else { return };
-            seen = now;
-            self.services().bus.tell_registry();
-        }
     }
 
     /// Reads ledgers, away from the async threads.

@@ -7,8 +7,7 @@ use utoipa::ToSchema;
 
 use super::extract::{NoParams, Params};
 use super::{Api, Reply, openapi};
-use crate::core::{Answer, FireRequest};
-use crate::fire::{AppId, AutomationId, Handle, Problem, RunId, TriggerInfo, TriggerOrigin};
+use crate::fire::Problem;
 use crate::gateway::problem::ProblemDocument;
 
 /// Everything that is wrong.
@@ -34,26 +33,9 @@ pub async fn healthz() -> &'static str {
         example = "ready\n"))
 )]
 pub async fn readyz(State(api): State<Api>, Params(_): Params<NoParams>) -> Reply<&'static str> {
-    // Asked of the door that fires come in by. This one is never let in, since nobody invokes it; but a daemon that
-    // stops says so first.
-    let nobody = "00000000-0000-0000-0000-000000000000";
-    let (Ok(app), Ok(automation), Ok(parent)) = (AppId::new("0"), AutomationId::new("_"), RunId::new(nobody)) else {
-        return Err(ProblemDocument::internal(&"fixed names break their grammar"));
-    };
-    let request = FireRequest {
-        handle: Handle::new(app, automation),
-        origin: TriggerOrigin::Invoke,
-        trigger: TriggerInfo::default(),
-        input_json: None,
-        parent: Some(parent),
-        synced: false,
-        skip: None,
-        opened: None,
-        ended: None,
-    };
-    match api.daemon.fire(request).await {
-        Answer::Stopping => Err(ProblemDocument::stopping()),
-        _ => Ok("ready\n"),
+    match api.daemon.look(|state| state.is_stopping()).await {
+        Some(false) => Ok("ready\n"),
+        Some(true) | None => Err(ProblemDocument::stopping()),
     }
 }
 

@@ -23,8 +23,8 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::{FutureExt, Stream, StreamExt, stream};
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::extract::{App, LastEventId, NoParams, Params, Run};
 use super::{Api, Reply, STREAMS, openapi};
@@ -102,12 +102,7 @@ pub async fn events(
     let headlines = api.services().bus.headlines().clone();
     let after = last.map(|id| Resume::parse(&id, headlines.boot()).ok_or_else(LastEventId::refused)).transpose()?;
     let place = api.stream_place()?;
-    let following = Following::begin(api.shared.followers.clone());
-    let all = all_runs(headlines, after).map(move |event| {
-        let _still = &following;
-        event
-    });
-    Ok(api.sse(all, place))
+    Ok(api.sse(all_runs(headlines, after), place))
 }
 
 /// Streams which tables of an app's data were written, as its actions announce them: `change` with `{"table": name}`.
@@ -226,22 +221,6 @@ fn kind(what: &RunHappening) -> &'static str {
         RunHappening::NodeOpened { .. } => "nodeOpened",
         RunHappening::NodeClosed { .. } => "nodeClosed",
         RunHappening::Ended { .. } => "ended",
-    }
-}
-
-/// Counts one who listens to all runs.
-struct Following(watch::Sender<usize>);
-
-impl Following {
-    fn begin(count: watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count)
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
     }
 }
 

@@ -72,18 +72,7 @@ pub async fn rotate(
 
 impl Api {
     fn credentials(&self, handle: Handle, edit::Minted { slug, secret }: edit::Minted) -> Credentials {
-        let url = self.shared.hooks.map(|at| hooks::url(&reachable(at).to_string(), &slug));
+        let url = self.shared.hooks.map(|at| hooks::url(at, &slug));
         Credentials { handle, slug, url, secret }
     }
-}
-
-/// Where a listener on all interfaces is reached from here.
-fn reachable(at: std::net::SocketAddr) -> std::net::SocketAddr {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-    let ip = match at.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    std::net::SocketAddr::new(ip, at.port())
 }

@@ -127,15 +127,11 @@ impl Hooks {
         let skip = (!passes_filter(&route, input_json.as_deref()).await?).then_some(Skip::Filter);
         let delivery_id = delivery_id(&parts.headers, signed_id.as_deref());
         let request = FireRequest {
-            handle: route.handle.clone(),
-            origin: TriggerOrigin::Webhook,
             trigger: TriggerInfo { slug: Some(slug), delivery_id, ..TriggerInfo::default() },
             input_json,
-            parent: None,
             synced: true,
             skip,
-            opened: None,
-            ended: None,
+            ..FireRequest::new(route.handle.clone(), TriggerOrigin::Webhook)
         };
         Ok(match Arc::clone(&self).admit(request, route.manifest.enabled).await {
             Admitted::Fired { run, status, end } => self.follow(run, status, end, wait, slot).await,

@@ -1,5 +1,7 @@
 //! Calls that were pending when an automation's handler settled: what was sent, what was abandoned, and what the log says.
 
+use dirigent::isolate::wire;
+
 use super::*;
 
 fn count(groups: &[(Option<u32>, Vec<CtxCall>)]) -> usize {
