@@ -7,6 +7,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,7 +43,13 @@ pub async fn mcp(place: &Place, _: &McpArgs) -> Outcome {
     }
     let mut signals = Signals::listen()?;
     let (ended, is_ended) = watch::channel(false);
-    let here = Here { root: place.root.clone(), data: place.data.clone(), ended: is_ended, behind: Arc::default() };
+    let here = Here {
+        root: place.root.clone(),
+        data: place.data.clone(),
+        ended: is_ended,
+        running: Arc::default(),
+        behind: Arc::default(),
+    };
     let behind = Arc::clone(&here.behind);
     let served = async {
         let server = match rmcp::serve_server(Server(here), rmcp::transport::stdio()).await {
@@ -69,6 +76,9 @@ struct Here {
     data: Option<PathBuf>,
     /// True when the client has gone.
     ended: watch::Receiver<bool>,
+    /// Held while a handler runs here: one at a time, as the root's lock would have it, and without waiting for oneself
+    /// there.
+    running: Arc<tokio::sync::Mutex<()>>,
     /// What goes on behind calls that were answered.
     behind: Arc<Mutex<JoinSet<()>>>,
 }
@@ -97,14 +107,25 @@ impl Here {
             return by_daemon(&daemon, tool, given, cancelled).await;
         }
         let mut config = Config::load(&place.root).map_err(bad_config)?;
+        let mut cancelled = pin!(cancelled);
         let mut lock = None;
         match tool {
-            BuilderTool::RunAutomation => match hold(&place).await? {
-                Held::Here(held) => lock = Some(held),
-                Held::ByDaemon(place) => {
-                    return by_daemon(&Client::needed(&place, tool.name())?, tool, given, cancelled).await;
+            BuilderTool::RunAutomation => {
+                let turn = async {
+                    let turn = Arc::clone(&self.running).lock_owned().await;
+                    Ok::<_, Failure>((turn, hold(&place).await?))
+                };
+                let (turn, held) = tokio::select! {
+                    held = turn => held?,
+                    () = &mut cancelled => return Err(was_cancelled()),
+                };
+                match held {
+                    Held::Here(held) => lock = Some((turn, held)),
+                    Held::ByDaemon(place) => {
+                        return by_daemon(&Client::needed(&place, tool.name())?, tool, given, cancelled).await;
+                    }
                 }
-            },
+            }
             BuilderTool::ValidateManifest | BuilderTool::WriteAutomation => {}
             // No handler is looked at.
             _ => config.runs.warm_hosts = 0,
@@ -137,6 +158,11 @@ async fn by_daemon(
     let request = CallToolRequestParams::new(tool.name()).with_arguments(given);
     tokio::select! {
         result = daemon.call_tool(request) => result,
-        () = cancelled => Err(Failure::failed("cancelled", "the call was cancelled")),
+        () = cancelled => Err(was_cancelled()),
     }
+}
+
+/// Nobody waits for it any more.
+fn was_cancelled() -> Failure {
+    Failure::failed("cancelled", "the call was cancelled")
 }
