@@ -72,13 +72,7 @@ impl Client {
             Failure::failed("no_token", format!("the daemon's admin token cannot be read from {}", path.display()))
                 .hint("only the user who started the daemon can read it")
         })?;
-        // A second installation, by a library of the same process, is no harm.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build()
-            .map_err(|error| Failure::failed("http", told(&error)))?;
+        let http = http_client()?;
         Ok(Some(Self { http, base: format!("http://{}", reachable(info.admin)), token, pid: info.pid }))
     }
 
@@ -195,6 +189,17 @@ impl Client {
             .exit_with(exit::NO_DAEMON)
             .hint("it may be stopping; otherwise restart it")
     }
+}
+
+/// For this machine's own listeners: through no proxy, and impatient only until it is connected.
+///
+/// # Errors
+/// `http`, which no setting of this program can cause.
+pub fn http_client() -> Result<reqwest::Client, Failure> {
+    // A second installation, by a library of the same process, is no harm.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
+    client.map_err(|error| Failure::failed("http", told(&error)))
 }
 
 /// A refusal in the words of the problem document, or of the bare status.

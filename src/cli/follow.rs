@@ -12,58 +12,18 @@ use crate::cli::output::{
     BAD, DIM, GOOD, HINT, PLAIN, STRONG, WARN, json_line, line, shown, shown_lines, status_style,
 };
 use crate::cli::times::{duration, time_of_day, with_rfc3339};
-use crate::fire::{EpochMs, ErrorCode, Handle, LogLevel, NodeKind, RunId, RunStatus};
+use crate::daemon::RunHappening;
+use crate::fire::{EpochMs, Handle, LogLevel, NodeKind, RunId, RunStatus};
 
-/// A `RunEvent` as it crosses.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-enum Heard {
-    Opened {
-        status: RunStatus,
-        at: EpochMs,
-    },
-    Started {
-        at: EpochMs,
-    },
-    Log {
-        seq: u32,
-        at: EpochMs,
-        level: LogLevel,
-        message: String,
-        fields: Option<Value>,
-    },
-    NodeOpened {
-        ordinal: u32,
-        kind: NodeKind,
-        name: String,
-        at: EpochMs,
-    },
-    NodeClosed {
-        ordinal: u32,
-        ok: bool,
-        error: Option<String>,
-        at: EpochMs,
-    },
-    Ended {
-        status: RunStatus,
-        at: EpochMs,
-        summary: Option<String>,
-        error: Option<String>,
-        error_code: Option<ErrorCode>,
-    },
-}
-
-impl Heard {
-    /// Its place within the run; no two events of a run share one.
-    fn place(&self) -> (u8, u32) {
-        match self {
-            Heard::Opened { .. } => (0, 0),
-            Heard::Started { .. } => (1, 0),
-            Heard::Log { seq, .. } => (2, *seq),
-            Heard::NodeOpened { ordinal, .. } => (3, *ordinal),
-            Heard::NodeClosed { ordinal, .. } => (4, *ordinal),
-            Heard::Ended { .. } => (5, 0),
-        }
+/// The place of an event within its run; no two of a run share one.
+fn place(what: &RunHappening) -> (u8, u32) {
+    match what {
+        RunHappening::Opened { .. } => (0, 0),
+        RunHappening::Started { .. } => (1, 0),
+        RunHappening::Log { seq, .. } => (2, *seq),
+        RunHappening::NodeOpened { ordinal, .. } => (3, *ordinal),
+        RunHappening::NodeClosed { ordinal, .. } => (4, *ordinal),
+        RunHappening::Ended { .. } => (5, 0),
     }
 }
 
@@ -107,32 +67,32 @@ impl Teller {
     /// # Errors
     /// As [`Self::new`].
     pub fn event(&mut self, event: Value) -> Result<(), Failure> {
-        let Ok(heard) = Heard::deserialize(&event) else {
+        let Ok(heard) = RunHappening::deserialize(&event) else {
             return Ok(());
         };
-        if !self.told.insert(heard.place()) {
+        if !self.told.insert(place(&heard)) {
             return Ok(());
         }
         if self.json {
             json_line(&with_rfc3339(event))?;
         }
         match heard {
-            Heard::Opened { status: RunStatus::Queued, at } => {
+            RunHappening::Opened { status: RunStatus::Queued, at, .. } => {
                 self.line(at, format_args!("{}", "queued".style(DIM)))?;
             }
-            Heard::Opened { .. } => {}
-            Heard::Started { at } => self.started_at = Some(at),
-            Heard::Log { at, level, message, fields, .. } => {
+            RunHappening::Opened { .. } => {}
+            RunHappening::Started { at } => self.started_at = Some(at),
+            RunHappening::Log { at, level, message, fields, .. } => {
                 let fields = fields.map(|fields| format!(" {fields}")).unwrap_or_default();
                 let (word, style) = level_word(level);
                 let (message, fields) = (shown_lines(&message), shown(&fields));
                 self.line(at, format_args!("{} {message}{}", word.style(style), fields.style(DIM)))?;
             }
-            Heard::NodeOpened { ordinal, kind, name, at } => {
+            RunHappening::NodeOpened { ordinal, kind, name, at, .. } => {
                 self.line(at, format_args!("{} {kind} {}", "→".style(HINT), shown(&name)))?;
                 self.open.insert(ordinal, (kind, name, at));
             }
-            Heard::NodeClosed { ordinal, ok, error, at } => {
+            RunHappening::NodeClosed { ordinal, ok, error, at } => {
                 let (what, took) = match self.open.remove(&ordinal) {
                     Some((kind, name, since)) => (format!("{kind} {}", shown(&name)), duration(at - since)),
                     None => (format!("call {ordinal}"), String::new()),
@@ -145,7 +105,7 @@ impl Teller {
                     self.line(at, format_args!("{} {what} {failed} {took} {error}", "←".style(HINT)))?;
                 }
             }
-            Heard::Ended { status, at, summary, error, error_code } => {
+            RunHappening::Ended { status, at, summary, error, error_code } => {
                 let error_code = error_code.map(|code| code.as_str().to_owned());
                 self.end = Some(End { status, at, summary, error, error_code });
             }
@@ -224,8 +184,8 @@ pub fn pretty(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::{RunEvent, RunHappening};
-    use crate::fire::TriggerOrigin;
+    use crate::daemon::RunEvent;
+    use crate::fire::{ErrorCode, TriggerOrigin};
 
     fn ids() -> (RunId, Handle) {
         (RunId::new("01900000-0000-7000-8000-0123456789ab").unwrap(), "a/x".parse().unwrap())
@@ -252,8 +212,8 @@ mod tests {
         for what in all {
             let (run_id, handle) = ids();
             let event = serde_json::to_value(RunEvent { run_id, handle, what }).unwrap();
-            let heard = Heard::deserialize(&event).unwrap_or_else(|error| panic!("{event}: {error}"));
-            assert!(places.insert(heard.place()), "{event}");
+            let heard = RunHappening::deserialize(&event).unwrap_or_else(|error| panic!("{event}: {error}"));
+            assert!(places.insert(place(&heard)), "{event}");
         }
     }
 

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::cli::client::told;
+use crate::cli::client::{http_client, told};
 use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::{document, line, note, shown_lines};
 use crate::cli::place::Place;
@@ -29,7 +29,6 @@ const SAMPLE_BODY: &str = r#"{"test": true}"#;
 const DEFAULT_WAIT_S: f64 = 10.0;
 /// What a body may have here; the listener's own limit is usually far below.
 const MOST_BODY_BYTES: u64 = 16 * 1024 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Above what the listener waits.
 const SLACK: Duration = Duration::from_secs(30);
 
@@ -249,11 +248,7 @@ async fn post(url: &str, headers: HeaderMap, body: Vec<u8>, wait: f64) -> Result
             .exit_with(exit::NO_DAEMON)
             .hint("it may be stopping; otherwise restart it")
     };
-    // A second installation, by a library of the same process, is no harm.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build();
-    let client = client.map_err(|error| Failure::failed("http", told(&error)))?;
-    let request = client
+    let request = http_client()?
         .post(format!("{url}?wait={wait}"))
         .headers(headers)
         .timeout(Duration::from_secs_f64(wait) + SLACK)
