@@ -17,6 +17,7 @@
 
 mod connection;
 mod file;
+mod http;
 mod lines;
 mod pace;
 mod process;

@@ -4,10 +4,9 @@
 //! A connection has one task, [`keep`], which alone waits for its end and makes the process go; [`Connection::ended`]
 //! comes when nothing of it is left. A call whose future is dropped tells the server that it is cancelled.
 
-use std::collections::HashMap;
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rmcp::model::{
@@ -17,18 +16,16 @@ use rmcp::model::{
 };
 use rmcp::service::{ClientInitializeError, PeerRequestOptions, RunningService};
 use rmcp::transport::Transport;
-use rmcp::transport::streamable_http_client::{
-    StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
-};
 use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
 use super::file::Spec;
+use super::http::{self, HttpError, NoTransport, is_about_one_request};
 use super::lines::Lines;
 use super::process::{self, INHERITED, LastWords, Process};
 use super::result::value_of;
-use super::secrets::{self, Expanded};
+use super::secrets::{self, Expanded, Redactor};
 use super::watched::{RunLog, Watch, Watched};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
 use crate::core::near_name::nearest;
@@ -36,8 +33,6 @@ use crate::core::shortened::shortened;
 use crate::fire::CallError;
 use crate::tools::UNKNOWN_TOOL;
 
-/// A host that does not even take the connection within this time will not.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages of a list of tools; a server with more has no end of them.
 const MAX_PAGES: usize = 50;
 /// A name that a fresh list does not have is looked for again only in an older one.
@@ -101,10 +96,13 @@ impl ClientHandler for Client {
 /// See the module text. Dropping it ends it.
 pub struct Connection {
     name: String,
+    is_http: bool,
     peer: Peer<RoleClient>,
     watch: Arc<Watch>,
     tools: Mutex<(Instant, Arc<Vec<Tool>>)>,
     started: Instant,
+    /// See [`Self::give_way`].
+    gives_way: AtomicBool,
     /// True to end it.
     stop: watch::Sender<bool>,
     /// How it ended, once it has.
@@ -156,38 +154,17 @@ async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Conne
             greet(setup, Watched::new(lines, Arc::clone(&watch)), watch, Some(process), lifecycle).await
         }
         Spec::Http { url, .. } => {
-            let mut headers = HashMap::new();
-            for (name, value) in values {
-                let parsed = http::HeaderName::from_bytes(name.as_bytes()).ok();
-                let (Some(parsed), Ok(mut value)) = (parsed, http::HeaderValue::from_str(&value)) else {
+            let transport = http::transport(url, values, setup.max_message).map_err(|broken| match broken {
+                NoTransport::Header(name) => {
                     let message =
                         format!("MCP server {:?}: header {name:?} holds what no header can carry", setup.name);
-                    return Err(CallError::new(MCP_NOT_CONFIGURED, message).into());
-                };
-                value.set_sensitive(true);
-                headers.insert(parsed, value);
-            }
-            let client = http_client().map_err(|error| setup.failed(&deepest(&error)))?;
-            let config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
-                .custom_headers(headers)
-                .max_sse_event_size(setup.max_message);
-            let transport = StreamableHttpClientTransport::with_client(client, config);
+                    CallError::new(MCP_NOT_CONFIGURED, message)
+                }
+                NoTransport::Client(why) => setup.failed(&why),
+            })?;
             greet(setup, Watched::new(transport, Arc::clone(&watch)), watch, None, lifecycle).await
         }
     }
-}
-
-fn http_client() -> reqwest::Result<reqwest::Client> {
-    // An error means that a provider is installed already, which serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        // A redirect would take the headers, and what is secret in them, to another place.
-        .redirect(reqwest::redirect::Policy::none())
-        // A kept connection whose last answer was not read to its end stalls the next request.
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("dirigent/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 async fn greet<T>(
@@ -207,7 +184,7 @@ where
         Ok(Ok(service)) => return Ok(Connection::of(setup, service, watch, process, last_words)),
         Ok(Err(error)) => {
             refused = matches!(error, ClientInitializeError::JsonRpcError(_));
-            explain_start(&error)
+            explain_start(&error, &watch.redactor)
         }
         Err(_) => {
             patience = Duration::ZERO;
@@ -245,14 +222,26 @@ impl Connection {
         let (stop, stopped) = watch::channel(false);
         let (ended, end) = watch::channel(None);
         let peer = service.peer().clone();
+        let is_http = process.is_none();
         let started = Instant::now();
         tokio::spawn(keep(setup.name.clone(), service, process, last_words, Arc::clone(&watch), stopped, ended));
         let tools = Mutex::new((started, Arc::default()));
-        Self { name: setup.name.clone(), peer, watch, tools, started, stop, end }
+        let gives_way = AtomicBool::new(false);
+        Self { name: setup.name.clone(), is_http, peer, watch, tools, started, gives_way, stop, end }
     }
 
     pub fn is_up(&self) -> bool {
-        !self.peer.is_transport_closed() && !*self.stop.borrow() && self.end.borrow().is_none()
+        !self.peer.is_transport_closed() && !*self.stop.borrow() && self.end.borrow().is_none() && !self.has_given_way()
+    }
+
+    /// Leaves what is asked next to a new connection. What is in flight goes on; it ends when nobody holds it.
+    fn give_way(&self) {
+        self.gives_way.store(true, Ordering::Release);
+    }
+
+    /// True when it was well, but is not to be used again.
+    pub fn has_given_way(&self) -> bool {
+        self.gives_way.load(Ordering::Acquire)
     }
 
     /// Why it has ended; `None` while it has not, or is still about to.
@@ -368,14 +357,22 @@ impl Connection {
         Err(CallError::new(UNKNOWN_TOOL, self.watch.redactor.text(&message)))
     }
 
-    /// An error in words; one of the connection ends it, so that the next call has a new one.
+    /// An error in words; after one of the connection, the next call has a new one.
     async fn explained(&self, what: &str, error: ServiceError) -> CallError {
         let why = match error {
             ServiceError::McpError(error) => error.message.into_owned(),
             ServiceError::TransportSend(error) => {
-                let why = explain_transport(error.error.as_ref());
-                self.stop();
-                why
+                match error.error.downcast_ref::<HttpError>() {
+                    // It was one request that failed; others may be on their way.
+                    Some(error) if is_about_one_request(error) => {}
+                    Some(_) => self.give_way(),
+                    None => self.stop(),
+                }
+                http::explain(error.error.as_ref(), &self.watch.redactor)
+            }
+            // Of this request alone.
+            ServiceError::TransportClosed if self.is_http && !self.peer.is_transport_closed() => {
+                "the stream of its answer ended before the answer".to_owned()
             }
             ServiceError::TransportClosed | ServiceError::Cancelled { .. } => {
                 self.stop();
@@ -387,7 +384,7 @@ impl Connection {
         CallError::new(MCP_FAILED, format!("{what}: {why}"))
     }
 
-    pub fn redactor(&self) -> &secrets::Redactor {
+    pub fn redactor(&self) -> &Redactor {
         &self.watch.redactor
     }
 }
@@ -467,33 +464,14 @@ async fn keep(
     ended.send_replace(Some(reason));
 }
 
-fn explain_start(error: &ClientInitializeError) -> String {
+fn explain_start(error: &ClientInitializeError, redactor: &Redactor) -> String {
     match error {
         error if error.is_authorization_required() => {
-            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
+            format!("it asks for authorization (HTTP 401){}", http::SET_HEADERS)
         }
-        ClientInitializeError::TransportError { error, .. } => explain_transport(error.error.as_ref()),
+        ClientInitializeError::TransportError { error, .. } => http::explain(error.error.as_ref(), redactor),
         ClientInitializeError::JsonRpcError(error) => format!("it refused to start a session: {}", error.message),
         ClientInitializeError::ConnectionClosed(_) => "it ended before it answered".to_owned(),
         other => other.to_string(),
     }
-}
-
-fn explain_transport(error: &(dyn Error + 'static)) -> String {
-    match error.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
-        Some(StreamableHttpError::Client(error)) => deepest(error),
-        Some(StreamableHttpError::AuthRequired(_)) => {
-            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
-        }
-        _ => deepest(error),
-    }
-}
-
-/// The cause behind all causes; those before it repeat the URL.
-fn deepest(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error.to_string()
 }

@@ -120,6 +120,10 @@ impl Server {
                         state.leases += 1;
                         return Ok(Lease { server: Arc::clone(self), connection });
                     }
+                    Phase::Up(connection) if connection.has_given_way() => {
+                        state.phase = Phase::Down;
+                        continue;
+                    }
                     Phase::Up(connection) => {
                         if connection.age() >= STEADY {
                             state.failures = 0;
@@ -202,6 +206,8 @@ impl Server {
                 }
                 state.go_down();
             }
+            // Whoever still uses it holds it.
+            Phase::Up(connection) if connection.has_given_way() => state.phase = Phase::Down,
             Phase::Up(_) | Phase::Down => {}
         }
         state.watched = false;
