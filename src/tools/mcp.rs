@@ -19,6 +19,7 @@ mod connection;
 mod file;
 mod http;
 mod lines;
+mod offer;
 mod pace;
 mod process;
 mod result;

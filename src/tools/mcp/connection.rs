@@ -11,32 +11,28 @@ use std::time::Duration;
 
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CancelledNotification, CancelledNotificationParam, ClientCapabilities,
-    ClientConfig, ClientNotification, ClientRequest, Implementation, JsonObject, PaginatedRequestParams,
-    ProtocolVersion, RequestId, ServerResult, Tool,
+    ClientConfig, ClientNotification, ClientRequest, Implementation, JsonObject, ProtocolVersion, RequestId,
+    ServerResult, Tool,
 };
 use rmcp::service::{ClientInitializeError, PeerRequestOptions, RunningService};
 use rmcp::transport::Transport;
 use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::file::Spec;
 use super::http::{self, HttpError, NoTransport, is_about_one_request};
 use super::lines::Lines;
+use super::offer::Offer;
 use super::process::{self, INHERITED, LastWords, Process};
 use super::result::value_of;
 use super::secrets::{self, Expanded, Redactor};
 use super::watched::{RunLog, Watch, Watched};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
-use crate::core::near_name::nearest;
 use crate::core::shortened::shortened;
 use crate::fire::CallError;
 use crate::tools::UNKNOWN_TOOL;
 
-/// Pages of a list of tools; a server with more has no end of them.
-const MAX_PAGES: usize = 50;
-/// A name that a fresh list does not have is looked for again only in an older one.
-const FRESH: Duration = Duration::from_secs(2);
 /// The SDK's own end takes up to 5 s when the server has asked something.
 const GOODBYE: Duration = Duration::from_secs(6);
 /// What a foreign message may add to one of ours.
@@ -99,14 +95,22 @@ pub struct Connection {
     is_http: bool,
     peer: Peer<RoleClient>,
     watch: Arc<Watch>,
-    tools: Mutex<(Instant, Arc<Vec<Tool>>)>,
+    offer: Offer,
     started: Instant,
     /// See [`Self::give_way`].
     gives_way: AtomicBool,
-    /// True to end it.
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     /// How it ended, once it has.
     end: watch::Receiver<Option<String>>,
+}
+
+/// Whether it is to end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    /// The server has gone, as a call has found.
+    Lost,
+    Asked,
 }
 
 /// Why there is no connection.
@@ -219,19 +223,21 @@ impl Connection {
         process: Option<Process>,
         last_words: LastWords,
     ) -> Self {
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Stop::No);
         let (ended, end) = watch::channel(None);
         let peer = service.peer().clone();
         let is_http = process.is_none();
         let started = Instant::now();
         tokio::spawn(keep(setup.name.clone(), service, process, last_words, Arc::clone(&watch), stopped, ended));
-        let tools = Mutex::new((started, Arc::default()));
         let gives_way = AtomicBool::new(false);
-        Self { name: setup.name.clone(), is_http, peer, watch, tools, started, gives_way, stop, end }
+        Self { name: setup.name.clone(), is_http, peer, watch, offer: Offer::default(), started, gives_way, stop, end }
     }
 
     pub fn is_up(&self) -> bool {
-        !self.peer.is_transport_closed() && !*self.stop.borrow() && self.end.borrow().is_none() && !self.has_given_way()
+        !self.peer.is_transport_closed()
+            && *self.stop.borrow() == Stop::No
+            && self.end.borrow().is_none()
+            && !self.has_given_way()
     }
 
     /// Leaves what is asked next to a new connection. What is in flight goes on; it ends when nobody holds it.
@@ -256,7 +262,12 @@ impl Connection {
 
     /// Ends it; what is in flight fails.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stop.send_replace(Stop::Asked);
+    }
+
+    /// Ends it, unless somebody has.
+    fn lost(&self) {
+        self.stop.send_if_modified(|stop| std::mem::replace(stop, (*stop).max(Stop::Lost)) == Stop::No);
     }
 
     /// Comes when it has ended, with the reason.
@@ -308,53 +319,18 @@ impl Connection {
     /// # Errors
     /// [`MCP_FAILED`] when it does not tell.
     pub async fn tools(&self) -> Result<Arc<Vec<Tool>>, CallError> {
-        let mut known = self.tools.lock().await;
-        if self.watch.take_stale() {
-            match self.ask_tools().await {
-                Ok(tools) => *known = (Instant::now(), Arc::new(tools)),
-                Err(error) => {
-                    self.watch.set_stale();
-                    return Err(self.explained(&format!("{}: tools/list", self.name), error).await);
-                }
-            }
+        match self.offer.tools(&self.peer, &self.watch).await {
+            Ok(tools) => Ok(tools),
+            Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
         }
-        Ok(Arc::clone(&known.1))
-    }
-
-    async fn ask_tools(&self) -> Result<Vec<Tool>, ServiceError> {
-        if self.peer.peer_info().is_some_and(|info| info.capabilities.tools.is_none()) {
-            return Ok(Vec::new());
-        }
-        let mut tools = Vec::new();
-        let mut params: Option<PaginatedRequestParams> = None;
-        for _ in 0..MAX_PAGES {
-            let page = self.peer.list_tools(params.take()).await?;
-            tools.extend(page.tools);
-            match page.next_cursor {
-                Some(cursor) => params = Some(PaginatedRequestParams::default().with_cursor(Some(cursor))),
-                None => break,
-            }
-        }
-        Ok(tools)
     }
 
     /// A name that the server does not have is not sent to it.
     async fn check_name(&self, tool: &str) -> Result<(), CallError> {
-        let mut tools = self.tools().await?;
-        if tools.iter().all(|known| known.name != tool) && self.tools.lock().await.0.elapsed() > FRESH {
-            self.watch.set_stale();
-            tools = self.tools().await?;
+        match self.offer.look_for(tool, &self.peer, &self.watch).await {
+            Ok(found) => found.map_err(|told| CallError::new(UNKNOWN_TOOL, told)),
+            Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
         }
-        if tools.iter().any(|known| known.name == tool) {
-            return Ok(());
-        }
-        let names: Vec<&str> = tools.iter().map(|known| known.name.as_ref()).collect();
-        let hint = match nearest(tool, &names) {
-            Some(near) => format!("did you mean \"{}.{near}\"?", self.name),
-            None => format!("it has {}", listed(&names)),
-        };
-        let message = format!("MCP server {:?} has no tool {:?}; {hint}", self.name, shortened(tool, 100));
-        Err(CallError::new(UNKNOWN_TOOL, self.watch.redactor.text(&message)))
     }
 
     /// An error in words; after one of the connection, the next call has a new one.
@@ -366,7 +342,7 @@ impl Connection {
                     // It was one request that failed; others may be on their way.
                     Some(error) if is_about_one_request(error) => {}
                     Some(_) => self.give_way(),
-                    None => self.stop(),
+                    None => self.lost(),
                 }
                 http::explain(error.error.as_ref(), &self.watch.redactor)
             }
@@ -375,7 +351,7 @@ impl Connection {
                 "the stream of its answer ended before the answer".to_owned()
             }
             ServiceError::TransportClosed | ServiceError::Cancelled { .. } => {
-                self.stop();
+                self.lost();
                 self.ended().await
             }
             other => other.to_string(),
@@ -386,16 +362,6 @@ impl Connection {
 
     pub fn redactor(&self) -> &Redactor {
         &self.watch.redactor
-    }
-}
-
-/// A few names in words.
-fn listed(names: &[&str]) -> String {
-    let shown: Vec<&str> = names.iter().take(20).copied().collect();
-    match names.len() {
-        0 => "no tools".to_owned(),
-        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
-        _ => shown.join(", "),
     }
 }
 
@@ -428,20 +394,21 @@ async fn keep(
     process: Option<Process>,
     last_words: LastWords,
     watch: Arc<Watch>,
-    mut stopped: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<Stop>,
     ended: watch::Sender<Option<String>>,
 ) {
     let cancel = service.cancellation_token();
     let mut serving = std::pin::pin!(service.waiting());
-    let asked_to = tokio::select! {
-        _ = &mut serving => false,
+    let stop = tokio::select! {
+        _ = &mut serving => Stop::No,
         // An error: nobody holds the connection any more.
-        _ = stopped.wait_for(|stop| *stop) => true,
+        stop = stopped.wait_for(|stop| *stop != Stop::No) => stop.map_or(Stop::Asked, |stop| *stop),
     };
-    if asked_to {
+    if stop != Stop::No {
         cancel.cancel();
         let _ = timeout(GOODBYE, serving).await;
     }
+    let asked_to = stop == Stop::Asked;
     let reason = match (watch.why_broken(), asked_to) {
         (Some(why), _) => why.to_owned(),
         (None, true) => "the connection was closed".to_owned(),
@@ -471,6 +438,9 @@ fn explain_start(error: &ClientInitializeError, redactor: &Redactor) -> String {
         }
         ClientInitializeError::TransportError { error, .. } => http::explain(error.error.as_ref(), redactor),
         ClientInitializeError::JsonRpcError(error) => format!("it refused to start a session: {}", error.message),
+        ClientInitializeError::ExpectedInitResponse(_) | ClientInitializeError::ExpectedInitResult(_) => {
+            "it answered the greeting with what is no answer to it".to_owned()
+        }
         ClientInitializeError::ConnectionClosed(_) => "it ended before it answered".to_owned(),
         other => other.to_string(),
     }
