@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
 use super::{call, one, root_with};
+use crate::admin::Admin;
 use crate::harness::{Root, within};
 
 /// What is set as a header, and must be seen nowhere else.
@@ -151,7 +152,7 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     match method.as_str() {
         "tools/list" => {
             let tools: Vec<Value> =
-                TOOLS.iter().map(|name| json!({"name": name, "inputSchema": {"type": "object"}})).collect();
+                TOOLS.iter().map(|name| json!({"name": name, "description": SECRET, "inputSchema": {}})).collect();
             result(&id, json!({ "tools": tools }))
         }
         "tools/call" => misdeed(&server, message["params"]["name"].as_str().unwrap_or_default(), &id).await,
@@ -322,5 +323,38 @@ async fn a_redirect_within_the_host_is_followed() {
     let root = root_with(&json!({"one": {"url": format!("{}/slash", server.listen().await)}}));
     let daemon = root.daemon().await;
     assert_eq!(one(&daemon, "one.fine").await["ok"], "fine");
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_lists_what_the_servers_offer() {
+    let server = Server::default();
+    let base = server.listen().await;
+    let entry = json!({"url": format!("{base}/mcp"), "headers": {"X-Api-Key": SECRET}});
+    let root = root_with(&json!({
+        "one": entry, "broken": {"command": "/no/such/program"}, "half": {}, "unset": {"command": "x", "env": {"K": "${NO_SUCH_VARIABLE}"}},
+    }));
+    let daemon = root.daemon().await;
+    let (admin, _) = Admin::in_process(&daemon, "127.0.0.1").await;
+    let (status, catalog) = admin.get("/v1/tools").await;
+    assert_eq!(status, 200, "{catalog}");
+    let servers = catalog["mcp"].as_array().expect("a list");
+    let told: Vec<(&str, Option<&str>)> = servers
+        .iter()
+        .map(|server| (server["server"].as_str().expect("a name"), server["error"]["code"].as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("broken", Some("mcp_failed")),
+            ("half", Some("mcp_not_configured")),
+            ("one", None),
+            ("unset", Some("mcp_not_configured"))
+        ]
+    );
+    let tools = servers[2]["tools"].as_array().expect("tools");
+    assert_eq!((tools.len(), &tools[0]["name"]), (TOOLS.len(), &json!("fine")));
+    assert_eq!(tools[0]["description"], "[redacted]");
+    assert_eq!(server.methods().iter().filter(|method| *method == "initialize").count(), 1);
     daemon.stop(Duration::ZERO).await;
 }
