@@ -24,9 +24,10 @@ use super::file::Spec;
 use super::http::{self, HttpError, NoTransport, is_about_one_request};
 use super::lines::Lines;
 use super::offer::Offer;
-use super::process::{self, INHERITED, LastWords, Process};
+use super::process::{self, INHERITED, LastWords, Process, Program};
 use super::result::value_of;
 use super::secrets::{self, Expanded, Redactor};
+use super::strays::Owner;
 use super::watched::{RunLog, Watch, Watched};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
 use crate::core::shortened::shortened;
@@ -45,6 +46,7 @@ pub struct Setup {
     /// The folder in which a program runs.
     pub root: Arc<Path>,
     pub env: Env,
+    pub owner: Arc<Owner>,
     pub start_time: Duration,
     /// Bytes of the longest message that is taken.
     pub max_message: usize,
@@ -146,9 +148,11 @@ async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Conne
     let watch = Arc::new(Watch::new(&setup.name, redactor));
     match &setup.spec {
         Spec::Process { command, args, .. } => {
-            let inherited = |name: &str| (setup.env)(name);
-            let redactor = &watch.redactor;
-            let spawned = process::spawn(&setup.name, command, args, &values, inherited, &setup.root, redactor);
+            let owner = Arc::clone(&setup.owner);
+            let mark = tokio::task::spawn_blocking(move || owner.mark()).await;
+            let mark = mark.map_err(|error| setup.failed(&error.to_string()))?;
+            let program = Program { server: &setup.name, command, args, env: &values, folder: &setup.root };
+            let spawned = process::spawn(&program, |name| (setup.env)(name), mark, &watch.redactor);
             let (process, stdin, stdout) = spawned.map_err(|error| {
                 let hint =
                     if error.kind() == std::io::ErrorKind::NotFound { "; is it installed, and in PATH?" } else { "" };
