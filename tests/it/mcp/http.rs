@@ -358,3 +358,22 @@ async fn the_api_lists_what_the_servers_offer() {
     assert_eq!(server.methods().iter().filter(|method| *method == "initialize").count(), 1);
     daemon.stop(Duration::ZERO).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_however_fine_shows_a_header() {
+    let server = Server::default();
+    let root = root_for(&server.listen().await);
+    let served = root.serve_with(&["--hooks", "127.0.0.1:0"], &[("DIRIGENT_LOG", "trace")]);
+    for tool in ["fine", "refuses", "fails", "forbids"] {
+        let told = root.cli(&["run", "a/caller", "--input", &json!([[format!("one.{tool}")]]).to_string()]);
+        assert!(told.status.success() && !String::from_utf8_lossy(&told.stdout).contains(SECRET), "{told:?}");
+    }
+    drop(served);
+    let log = std::fs::read_to_string(root.join("serve.log")).expect("a log");
+    assert!(log.contains("TRACE") && !log.contains(SECRET), "a secret is in the log");
+    // With what is not in its main file yet.
+    for part in ["runtime.sqlite", "runtime.sqlite-wal"] {
+        let ledger = std::fs::read(root.join("a").join(part)).unwrap_or_default();
+        assert!(!String::from_utf8_lossy(&ledger).contains(SECRET), "a secret is in {part}");
+    }
+}
