@@ -23,6 +23,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use self::access::{ModelsConfig, ProviderConfig};
 
@@ -95,17 +96,24 @@ impl Models {
         }
     }
 
-    /// Performs one turn with the manifest's `requires.model`. Drop the future to cancel it.
+    /// Performs one turn with the manifest's `requires.model`. Drop the future to cancel it. An overloaded provider is
+    /// not waited for beyond `until`, when nobody would be left to have the answer.
     ///
     /// The outcome's errors are [`MODEL_NOT_SET`], [`MODEL_NOT_CONFIGURED`], [`MODEL_FAILED`], [`AGENT_BAD_ARGS`] and
     /// [`AGENT_BAD_JSON`]; the message says what to set where.
-    pub async fn turn(&self, model: Option<&str>, args: AgentArgs) -> Turn {
+    pub async fn turn(&self, until: Instant, model: Option<&str>, args: AgentArgs) -> Turn {
         let mut spent = Spent::default();
-        let outcome = self.outcome(model, args, &mut spent).await;
+        let outcome = self.outcome(until, model, args, &mut spent).await;
         Turn { outcome, usage_json: spent.json }
     }
 
-    async fn outcome(&self, model: Option<&str>, args: AgentArgs, spent: &mut Spent) -> Result<String, CallError> {
+    async fn outcome(
+        &self,
+        until: Instant,
+        model: Option<&str>,
+        args: AgentArgs,
+        spent: &mut Spent,
+    ) -> Result<String, CallError> {
         let Some(model) = model else {
             return Err(CallError::new(
                 MODEL_NOT_SET,
@@ -116,7 +124,7 @@ impl Models {
             return Err(CallError::new(AGENT_BAD_ARGS, "`prompt` must be a text that is not empty"));
         }
         let schema = args.json.map(AnswerSchema::compile).transpose()?;
-        let endpoint = self.endpoint(model)?;
+        let endpoint = self.endpoint(model, until)?;
         let mut conversation = Conversation { endpoint: &endpoint, model, spent };
         match schema {
             None => Ok(Value::from(conversation.text(args.prompt).await?).to_string()),
@@ -124,7 +132,7 @@ impl Models {
         }
     }
 
-    fn endpoint(&self, model: &str) -> Result<Endpoint, CallError> {
+    fn endpoint(&self, model: &str, until: Instant) -> Result<Endpoint, CallError> {
         let access = Access::of(model, &self.config, &self.env)?;
         let key = access.key_header()?;
         let client = match self.http.get() {
@@ -134,7 +142,7 @@ impl Models {
                 self.http.get_or_init(|| client).clone()
             }
         };
-        Ok(Endpoint::new(access, Transport::new(client, key, Arc::clone(&self.sleep))))
+        Ok(Endpoint::new(access, Transport::new(client, key, until, Arc::clone(&self.sleep))))
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::manifest::Manifest;
@@ -46,6 +47,8 @@ struct Caller {
     run_id: RunId,
     handle: Handle,
     manifest: Arc<Manifest>,
+    /// When the run's time is over.
+    deadline: Instant,
 }
 
 /// What became of one call.
@@ -58,13 +61,21 @@ struct Done {
 }
 
 impl Calls {
-    pub fn new(services: Arc<Services>, spec: &RunSpec, record: Arc<Record>, control: JobControl) -> Self {
+    /// `deadline`: when the run's time is over.
+    pub fn new(
+        services: Arc<Services>,
+        spec: &RunSpec,
+        record: Arc<Record>,
+        control: JobControl,
+        deadline: Instant,
+    ) -> Self {
         let caller = Caller {
             services,
             record,
             run_id: spec.run_id.clone(),
             handle: spec.handle.clone(),
             manifest: Arc::clone(&spec.manifest),
+            deadline,
         };
         Self { caller: Arc::new(caller), control, batches: JoinSet::new() }
     }
@@ -209,7 +220,7 @@ impl Caller {
         let args: AgentArgs = serde_json::from_str(args_json).map_err(|error| {
             CallError::new("INVALID_INPUT", format!("ctx.agent takes {{ prompt, json? }}: {error}"))
         })?;
-        let turn = self.services.models.turn(self.manifest.requires.model.as_deref(), args).await;
+        let turn = self.services.models.turn(self.deadline, self.manifest.requires.model.as_deref(), args).await;
         *usage_json = turn.usage_json;
         turn.outcome.map(Some)
     }

@@ -135,6 +135,7 @@ impl Daemon {
                 take_in(&mut state, &mut performer, batch);
             }
             Scope::Root { poll } => {
+                services.mcp.end_abandoned().await;
                 let (tx, mut rx) = mpsc::channel(64);
                 let config = WatchConfig { poll, ..WatchConfig::new(options.root.clone()) };
                 let handle = tokio::runtime::Handle::current();

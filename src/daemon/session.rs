@@ -87,7 +87,7 @@ async fn drive(
     let (ledgers, bus) = (services.ledgers.clone(), services.bus.clone());
     let record = Record::begin(ledgers, bus, &services.limits, spec.run_id.clone(), spec.handle.clone());
     let record = Arc::new(record);
-    let mut calls = Calls::new(Arc::clone(services), spec, Arc::clone(&record), control.clone());
+    let mut calls = Calls::new(Arc::clone(services), spec, Arc::clone(&record), control.clone(), deadline);
     let mut stopped: Option<ErrorCode> = None;
     let stop = |stopped: &mut Option<ErrorCode>, why: ErrorCode| {
         if stopped.is_none() {

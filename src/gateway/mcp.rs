@@ -15,6 +15,7 @@ mod runs;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
@@ -46,6 +47,9 @@ const GUIDE: &str = include_str!("../../docs/builders.md");
 pub const PATH: &str = "/mcp";
 /// What the two files of an automation may take up in a message, where a line break has two characters and a quote, too.
 pub const MAX_FILES: usize = 2 * (manifest::MAX_MANIFEST_BYTES + manifest::MAX_HANDLER_BYTES);
+
+/// What an MCP server gets to tell its tools; clients give a call a minute.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 type ToolReply = Result<Value, ProblemDocument>;
 
@@ -218,7 +222,7 @@ impl Builder {
     }
 
     async fn list_tools(&self) -> ToolReply {
-        shown(&self.api.catalog().await)
+        shown(&self.api.catalog(PATIENCE).await)
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::access::{Access, Protocol};
 use super::refusal::{Refusal, Why};
 use super::schema::AnswerSchema;
-use super::transport::{Fault, Transport, retry_after};
+use super::transport::{Fault, Transport};
 use super::usage::Usage;
 
 /// Anthropic wants a number. What every model of theirs takes, where the library knows no better; and where it does, no
@@ -101,7 +101,7 @@ impl Endpoint {
                 Model::new(ollama::Chat::new(config, id), transport).call(request).await
             }
         };
-        self.read(reply.map_err(|error| refused(&error))?)
+        self.read(reply.map_err(|error| refused(&error, &self.transport))?)
     }
 
     /// What the library does not ask for by itself, or not as it should be.
@@ -164,15 +164,9 @@ fn schema_of(format: &AnswerSchema) -> Option<schemars::Schema> {
     schemars::Schema::try_from(format.source().clone()).ok()
 }
 
-fn refused(error: &ProviderError) -> Refusal {
+fn refused(error: &ProviderError, transport: &Transport) -> Refusal {
     if let Some(response) = error.provider_response() {
-        let wait = response.headers.as_ref().and_then(retry_after);
-        return Refusal::of_response(
-            response.status.map(|status| status.as_u16()),
-            &response.body,
-            wait,
-            response.refusal,
-        );
+        return Refusal::of_response(response, transport);
     }
     match error {
         ProviderError::Http(http) => match &**http {

@@ -4,13 +4,12 @@
 //! there, and a bad key is a 401, a 403, or a 400. What cannot be told apart gets the provider's own words and no advice,
 //! which is better than wrong advice.
 
-use std::time::Duration;
-
+use rig_core::ProviderResponseError;
 use serde_json::Value;
 
 use super::MODEL_FAILED;
 use super::access::{Access, OLLAMA_HOST, Protocol};
-use super::transport::{Fault, LONGEST_WAIT, RETRIES, is_overload};
+use super::transport::{Fault, Transport, is_overload, retry_after};
 use super::usage::Usage;
 use crate::core::shortened::shortened;
 use crate::fire::CallError;
@@ -76,12 +75,14 @@ impl Refusal {
     }
 
     /// A response that says that there is no answer; some gateways say so with a status of success.
-    pub fn of_response(status: Option<u16>, body: &str, wait: Option<Duration>, declined: bool) -> Self {
+    pub fn of_response(response: &ProviderResponseError, transport: &Transport) -> Self {
+        let (body, wait) = (response.body.as_str(), response.headers.as_ref().and_then(retry_after));
+        let status = response.status.map(|status| status.as_u16());
         let status = status.filter(|status| !(200..300).contains(status));
         let lower = body.to_lowercase();
         let is_told = |any: &[&str]| any.iter().any(|text| lower.contains(text));
         let why = match status {
-            _ if declined => Why::Declined,
+            _ if response.refusal => Why::Declined,
             Some(401 | 403) => Why::BadKey,
             Some(400) if is_told(BAD_KEY) => Why::BadKey,
             Some(413) => Why::TooLong,
@@ -90,10 +91,13 @@ impl Refusal {
             None => Why::NoAnswer,
         };
         let mut refusal = Self { status, ..Self::new(why, told(body)) };
-        if let Some(wait) = wait.filter(|wait| *wait > LONGEST_WAIT) {
-            refusal.note = format!("; it asks to wait {} s, which is too long for a run", wait.as_secs());
+        if let Some(wait) = wait.filter(|wait| !transport.may_wait(*wait)) {
+            refusal.note = format!("; it asks to wait {} s, which is too long for this run", wait.as_secs());
         } else if status.is_some_and(is_overload) {
-            refusal.note = format!("; it was asked {} times", RETRIES + 1);
+            refusal.note = match transport.asked() {
+                1 => "; the run has no time for another try".to_owned(),
+                asked => format!("; it was asked {asked} times"),
+            };
         }
         refusal
     }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::AGENT_BAD_ARGS;
+use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::json_schema::Schema;
 use crate::fire::CallError;
 
@@ -64,6 +65,9 @@ impl AnswerSchema {
     /// The value in an answer, or what is wrong with it.
     pub fn read(&self, text: &str) -> Result<Value, String> {
         let value: Value = serde_json::from_str(unfenced(text)).map_err(|error| format!("it is no JSON: {error}"))?;
+        if is_too_deep(unfenced(text)) {
+            return Err(too_deep("it"));
+        }
         match self.compiled.check(&value, "", SHOWN) {
             Ok(()) => Ok(value),
             Err(mismatch) => Err(mismatch.message),

@@ -106,6 +106,11 @@ fn models(config: &str) -> (Models, Arc<Mutex<Vec<Duration>>>) {
     (models, waits)
 }
 
+/// Later than anything here takes.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
 fn at(provider: &str, url: &str) -> String {
     format!("[{provider}]\nbase_url = {url:?}\napi_key_env = \"A_KEY\"\n")
 }
@@ -116,7 +121,7 @@ fn asked(prompt: &str, json: Option<Value>) -> AgentArgs {
 
 async fn turn_with(server: &Provider, provider: &str, json: Option<Value>) -> Turn {
     let (models, _) = models(&at(provider, &server.serve().await));
-    models.turn(Some(&format!("{provider}/m-1")), asked("Say hello.", json)).await
+    models.turn(far(), Some(&format!("{provider}/m-1")), asked("Say hello.", json)).await
 }
 
 async fn turn(server: &Provider, json: Option<Value>) -> Turn {
@@ -319,7 +324,7 @@ async fn the_length_of_an_answer_can_be_set() {
     ] {
         let server = Provider::with(&[(200, answered(provider, "x"))]);
         let config = format!("{}max_tokens = 77\n", at(provider, &server.serve().await));
-        let turn = models(&config).0.turn(Some(&format!("{provider}/o3-mini")), asked("x", None)).await;
+        let turn = models(&config).0.turn(far(), Some(&format!("{provider}/o3-mini")), asked("x", None)).await;
         turn.outcome.unwrap();
         assert_eq!(server.asked()[0].body.pointer(pointer), Some(&json!(77)), "{provider}");
     }
@@ -330,7 +335,7 @@ async fn a_model_id_is_sent_as_it_stands() {
     for id in ["qwen3-max", "meta/llama-3:free", "ns::model-low"] {
         let server = Provider::with(&[(200, answered("local", "x"))]);
         let (models, _) = models(&at("local", &format!("{}/v1/", server.serve().await)));
-        models.turn(Some(&format!("local/{id}")), asked("x", None)).await.outcome.unwrap();
+        models.turn(far(), Some(&format!("local/{id}")), asked("x", None)).await.outcome.unwrap();
         let request = server.asked().remove(0);
         assert_eq!(request.line, "POST /v1/chat/completions");
         assert_eq!(request.body["model"], *id);
@@ -380,7 +385,7 @@ async fn overload_is_waited_out_a_few_times() {
         for (provider, ..) in PROTOCOLS {
             let server = Provider::with(&[(200, answered(provider, "at last"))]).after(first, &headers);
             let (models, waited) = models(&at(provider, &server.serve().await));
-            let reply = models.turn(Some(&format!("{provider}/m-1")), asked("x", None)).await;
+            let reply = models.turn(far(), Some(&format!("{provider}/m-1")), asked("x", None)).await;
             assert_eq!(reply.outcome.unwrap(), "\"at last\"");
             assert_eq!(*waited.lock().unwrap(), waits, "{provider} {first} {headers:?}");
             let asked = server.asked();
@@ -393,7 +398,7 @@ async fn overload_is_waited_out_a_few_times() {
 
     let server = Provider::raw(500, &[], "boom");
     let (models, waited) = models(&at("local", &server.serve().await));
-    let reply = models.turn(Some("local/m"), asked("x", None)).await;
+    let reply = models.turn(far(), Some("local/m"), asked("x", None)).await;
     let error = reply.outcome.unwrap_err();
     assert_eq!(error.code, MODEL_FAILED);
     assert!(error.message.ends_with("\"local\" gave no answer (HTTP 500): boom; it was asked 4 times"), "{error:?}");
@@ -405,7 +410,28 @@ async fn overload_is_waited_out_a_few_times() {
 async fn a_wait_that_is_too_long_is_reported_instead() {
     let server = Provider::raw(429, &[("retry-after", "3600")], r#"{"error":{"message":"quota"}}"#);
     let (models, waited) = models(&at("local", &server.serve().await));
-    let error = models.turn(Some("local/m"), asked("x", None)).await.outcome.unwrap_err();
+    let error = models.turn(far(), Some("local/m"), asked("x", None)).await.outcome.unwrap_err();
     assert!(error.message.contains("(HTTP 429): quota; it asks to wait 3600 s"), "{}", error.message);
+    assert!(waited.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn no_wait_goes_beyond_the_time_of_the_run() {
+    let short = || Instant::now() + Duration::from_secs(20);
+    for (headers, waits, told) in [
+        (vec![("retry-after", "30")], 0, "later; it asks to wait 30 s, which is too long for this run"),
+        (vec![("retry-after", "5")], 3, "later; it was asked 4 times"),
+        (vec![], 3, "later; it was asked 4 times"),
+    ] {
+        let server = Provider::raw(429, &headers, r#"{"error":{"message":"later"}}"#);
+        let (models, waited) = models(&at("local", &server.serve().await));
+        let error = models.turn(short(), Some("local/m"), asked("x", None)).await.outcome.unwrap_err();
+        assert!(error.message.ends_with(told), "{}", error.message);
+        assert_eq!((waited.lock().unwrap().len(), server.asked().len()), (waits, waits + 1), "{headers:?}");
+    }
+    let server = Provider::raw(503, &[], "");
+    let (models, waited) = models(&at("local", &server.serve().await));
+    let error = models.turn(Instant::now(), Some("local/m"), asked("x", None)).await.outcome.unwrap_err();
+    assert!(error.message.ends_with("the run has no time for another try"), "{}", error.message);
     assert!(waited.lock().unwrap().is_empty());
 }

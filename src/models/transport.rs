@@ -4,11 +4,14 @@
 //! into the request here, as a header, after everything else, whatever place the protocol has for it.
 
 use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use rig_core::http_client::{self, HttpClientExt, LazyBody, MultipartForm, Request, Response, StreamingResponse};
+use tokio::time::Instant;
 use url::Url;
 
 use super::{MAX_ANSWER_BYTES, MODEL_NOT_CONFIGURED, Sleep};
@@ -16,11 +19,11 @@ use crate::core::shortened::shortened;
 use crate::fire::CallError;
 
 /// How often a request that met overload is sent again.
-pub const RETRIES: u32 = 3;
+const RETRIES: u32 = 3;
 /// Wait before the first retry when the provider names none; doubled for each further one.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// A provider that asks for a longer wait is better reported than waited for: the run's time is passing.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Of a refusal only the message is wanted.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
 /// Nothing that listens takes longer.
@@ -48,6 +51,9 @@ pub enum Fault {
     Broken(String),
     #[error("its answer is larger than {MAX_ANSWER_BYTES} bytes")]
     TooLarge,
+    /// The library would replace what is none.
+    #[error("its answer is no text: byte {0} is not UTF-8")]
+    NotText(usize),
     /// A request that could not be put together, or a kind of it that is never made here.
     #[error("{0}")]
     Unsendable(String),
@@ -58,7 +64,11 @@ pub enum Fault {
 pub struct Transport {
     http: reqwest::Client,
     key: Option<(HeaderName, HeaderValue)>,
+    /// No wait goes beyond it.
+    until: Instant,
     sleep: Sleep,
+    /// How often the last request was sent.
+    asked: Arc<AtomicU32>,
 }
 
 /// The HTTP client that all providers share.
@@ -79,8 +89,18 @@ pub fn http_client() -> Result<reqwest::Client, CallError> {
 }
 
 impl Transport {
-    pub fn new(http: reqwest::Client, key: Option<(HeaderName, HeaderValue)>, sleep: Sleep) -> Self {
-        Self { http, key, sleep }
+    pub fn new(http: reqwest::Client, key: Option<(HeaderName, HeaderValue)>, until: Instant, sleep: Sleep) -> Self {
+        Self { http, key, until, sleep, asked: Arc::default() }
+    }
+
+    /// How often the last request was sent.
+    pub fn asked(&self) -> u32 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is time for this wait, and for an answer after it.
+    pub fn may_wait(&self, wait: Duration) -> bool {
+        wait <= LONGEST_WAIT && self.until.saturating_duration_since(Instant::now()) > wait
     }
 
     fn request(&self, parts: http::request::Parts, body: Bytes) -> Result<reqwest::Request, Fault> {
@@ -115,6 +135,7 @@ impl Transport {
     async fn exchange(self, parts: http::request::Parts, body: Bytes) -> http_client::Result<Response<Bytes>> {
         let (mut retried, mut backoff) = (0, FIRST_BACKOFF);
         loop {
+            self.asked.store(retried + 1, Ordering::Relaxed);
             let request = self.request(parts.clone(), body.clone()).map_err(http_client::Error::instance)?;
             let mut response = self.http.execute(request).await.map_err(|error| fault(&error))?;
             let (status, headers) = (response.status(), response.headers().clone());
@@ -123,13 +144,16 @@ impl Transport {
                 if read.len() > MAX_ANSWER_BYTES {
                     return Err(http_client::Error::instance(Fault::TooLarge));
                 }
+                if let Err(error) = std::str::from_utf8(&read) {
+                    return Err(http_client::Error::instance(Fault::NotText(error.valid_up_to())));
+                }
                 let mut answer = Response::new(Bytes::from(read));
                 *answer.status_mut() = status;
                 *answer.headers_mut() = headers;
                 return Ok(answer);
             }
             let wait = retry_after(&headers).unwrap_or(backoff);
-            if is_overload(status.as_u16()) && retried < RETRIES && wait <= LONGEST_WAIT {
+            if is_overload(status.as_u16()) && retried < RETRIES && self.may_wait(wait) {
                 drop(response);
                 (self.sleep)(wait).await;
                 retried += 1;

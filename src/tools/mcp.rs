@@ -17,12 +17,15 @@
 
 mod connection;
 mod file;
+mod http;
 mod lines;
+mod offer;
 mod pace;
 mod process;
 mod result;
 mod secrets;
 mod server;
+mod strays;
 mod watched;
 
 use std::collections::BTreeMap;
@@ -38,6 +41,7 @@ use tokio::time::timeout;
 use self::connection::Setup;
 use self::file::{FILE, Spec};
 use self::server::Server;
+use self::strays::Owner;
 pub use self::watched::RunLog;
 use crate::fire::{CallError, Problem};
 use crate::tools::no_such_server;
@@ -129,6 +133,7 @@ struct Inner {
     config: McpConfig,
     max_message: usize,
     env: Env,
+    owner: Arc<Owner>,
     /// One read at a time, so that none overtakes another.
     reading: tokio::sync::Mutex<()>,
     known: Mutex<Known>,
@@ -164,6 +169,7 @@ impl Mcp {
             config,
             max_message: max_message.unwrap_or(usize::MAX / 16),
             env,
+            owner: Arc::new(Owner::new(root)),
             reading: tokio::sync::Mutex::default(),
             known: Mutex::default(),
         };
@@ -241,10 +247,19 @@ impl Mcp {
         known.unreadable.iter().chain(&known.problem).cloned().chain(unusable).collect()
     }
 
-    /// Stops all servers; comes when their processes are gone.
+    /// Ends the processes of servers that a daemon of this root left when it was killed.
+    pub async fn end_abandoned(&self) {
+        let owner = Arc::clone(&self.inner.owner);
+        // Fails only when the runtime is ending.
+        let _ = tokio::task::spawn_blocking(move || owner.end_abandoned()).await;
+    }
+
+    /// Stops all servers, for good; comes when their processes are gone.
     pub async fn stop(&self) {
         let servers: Vec<Arc<Server>> = self.inner.known().servers.values().flatten().cloned().collect();
         join_all(servers.iter().map(|server| server.stop())).await;
+        let owner = Arc::clone(&self.inner.owner);
+        let _ = tokio::task::spawn_blocking(move || owner.end_all()).await;
     }
 
     async fn server(&self, name: &str) -> Result<Arc<Server>, CallError> {
@@ -344,6 +359,7 @@ impl Inner {
             spec,
             root: Arc::clone(&self.root),
             env: Arc::clone(&self.env),
+            owner: Arc::clone(&self.owner),
             start_time: Duration::from_secs_f64(self.config.start_timeout_s),
             max_message: self.max_message,
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use dirigent::fire::{ErrorCode, RunStatus};
 use serde_json::{Value, json};
@@ -200,6 +201,49 @@ async fn a_cancelled_run_hangs_up() {
     within(goes).await.expect_err("the server was told that nobody waits");
     assert_eq!(root.sql("a", "select ok, ended_at is not null from run_nodes"), ["0|1"]);
     daemon.stop(std::time::Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_the_run_has_no_time_for_is_told_to_the_handler() {
+    let root = Root::new();
+    let base =
+        listen(Router::new().fallback(|| async { (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "50")]) })).await;
+    root.write("dirigent.toml", &settings("busy", &base));
+    root.automation(
+        "a/x",
+        r#""requires": {"model": "busy/m"}, "timeoutMs": 40000"#,
+        "export default ({ ctx }) => ctx.agent({ prompt: 'x' }).catch((error) => ({ summary: error.message }));",
+    );
+    let daemon = root.daemon().await;
+    let (_, end) = run(&daemon, "a/x", None).await;
+    let told = end.summary.unwrap_or_default();
+    assert!(told.contains("it asks to wait 50 s, which is too long for this run"), "{told}");
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_however_fine_shows_a_key() {
+    const KEY: &str = "sk-very-secret-0123456789";
+    let root = Root::new();
+    let mut config = String::new();
+    for provider in ["anthropic", "gemini", "local", "ollama", "openai"] {
+        let (base, _) = server(vec![(200, answered(provider, "four"))]).await;
+        config.push_str(&format!("[models.{provider}]\nbase_url = \"{base}\"\napi_key_env = \"THE_KEY\"\n"));
+        root.automation(
+            &format!("a/{provider}"),
+            &format!(r#""requires": {{"model": "{provider}/m-1"}}"#),
+            "export default async ({ ctx }) => ({ summary: await ctx.agent({ prompt: 'two and two?' }) });",
+        );
+    }
+    root.write("dirigent.toml", &config);
+    let mut served = root.serve_with(&["--hooks", "127.0.0.1:0"], &[("THE_KEY", KEY), ("DIRIGENT_LOG", "trace")]);
+    for provider in ["anthropic", "gemini", "local", "ollama", "openai"] {
+        let told = root.cli(&["run", &format!("a/{provider}")]);
+        assert!(String::from_utf8_lossy(&told.stdout).contains("four"), "{told:?}");
+    }
+    served.kill();
+    let log = std::fs::read_to_string(root.join("serve.log")).expect("a log");
+    assert!(log.contains("TRACE") && !log.contains(KEY), "a key is in the log");
 }
 
 #[tokio::test(flavor = "multi_thread")]

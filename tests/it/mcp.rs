@@ -5,6 +5,7 @@
 //! so.
 
 mod hostile;
+mod http;
 mod lifetime;
 mod published;
 

@@ -1,19 +1,25 @@
 // An MCP server that does what it should not, one misdeed per tool. Plain node, no packages.
 //
 // WITNESS_PORT: a port that it keeps a connection to for as long as it lives, so that a test sees its end.
-// GRANDCHILD: also starts a process that does the same, and that neither a signal nor the end of its input moves.
-// START=silent never answers; START=die ends at once; START=refuse knows no greeting; START=modern only the newest.
+// GRANDCHILD: also starts a process that does the same, and that neither a signal nor the end of its input moves;
+// GRANDCHILD=detached: in a group and session of its own.
+// START=silent never answers; START=die ends at once; START=refuse knows no greeting; START=modern only the newest;
+// START=version and START=shape greet wrongly.
+// LIST=endless, LIST=huge, LIST=odd: lists of tools; LIST=late does not answer the first time, and tells the witness.
 import { spawn } from 'node:child_process';
+import { closeSync } from 'node:fs';
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
 
-const { WITNESS_PORT, GRANDCHILD, START } = process.env;
-if (WITNESS_PORT) connect(Number(WITNESS_PORT), '127.0.0.1').on('error', () => {}).write(`${process.pid}\n`);
+const { WITNESS_PORT, GRANDCHILD, START, LIST } = process.env;
+const tellWitness = () => connect(Number(WITNESS_PORT), '127.0.0.1').on('error', () => {}).write(`${process.pid}\n`);
+if (WITNESS_PORT) tellWitness();
 if (process.argv[2] === 'grandchild') {
   process.on('SIGTERM', () => {});
   setInterval(() => {}, 1000);
 } else {
-  if (GRANDCHILD) spawn(process.execPath, [process.argv[1], 'grandchild'], { stdio: 'ignore' });
+  const detached = GRANDCHILD === 'detached';
+  if (GRANDCHILD) spawn(process.execPath, [process.argv[1], 'grandchild'], { stdio: 'ignore', detached });
   if (START === 'die') {
     console.error(`no database at ${process.env.SECRET_URL}`);
     process.exit(3);
@@ -65,6 +71,24 @@ function serve() {
     shapeless: () => ({ nothing: 'known' }),
     refusal: (_, id) => write({ id, error: { code: -32603, message: `out of order: ${process.env.SECRET_URL}` } }),
     never: () => {},
+    // Answers when somebody at that port says so.
+    knock: ({ port }, id) => void connect(port, '127.0.0.1').once('data', () => write({ id, result: text('opened') })),
+    // Closes its output and lives on.
+    mute: () => {
+      closeSync(1);
+      setInterval(() => {}, 1000);
+    },
+    // Reads nothing any more.
+    deaf: () => void process.stdin.pause(),
+    'with.dots': () => text('dots'),
+    imposter: (_, id) => {
+      for (const other of [id - 1, id + 1, -1, 1.5, null, String(id) + 'x', Number.MAX_SAFE_INTEGER]) {
+        write({ id: other, result: text('not yours') });
+        write({ id: other, error: { code: -32000, message: 'not yours' } });
+      }
+      write({ id, result: text('mine') });
+      write({ id, result: text('mine again') });
+    },
     // Answers when an earlier call was cancelled.
     cancellation: (_, id) => {
       const answer = () => write({ id, result: text(`cancelled ${cancelled.length}`) });
@@ -102,7 +126,18 @@ function serve() {
       write({ id, result: text('grown') });
     },
   };
-  const list = () => Object.keys(tools).map((name) => ({ name, description: `misdeed ${name}`, inputSchema: { type: 'object' } }));
+  const described = (name) => ({ name, description: `misdeed ${name}`, inputSchema: { type: 'object' } });
+  const list = () => Object.keys(tools).map(described);
+  let listed = 0;
+  const page = (cursor) => {
+    const more = {
+      endless: () => ({ tools: [described(`page-${listed}`)], nextCursor: `after ${cursor}` }),
+      huge: () => ({ tools: Array.from({ length: 200_000 }, (_, i) => described(`tool-${i}`)) }),
+      odd: () => ({ tools: ['pid', 'a b', '\u001b[31mred', 'x'.repeat(1_000_000), '', '\u0000'].map(described) }),
+    };
+    const { tools = [], nextCursor } = more[LIST]?.() ?? {};
+    return { tools: cursor ? tools : [...list(), ...tools], nextCursor };
+  };
   createInterface({ input: process.stdin })
     .on('line', (line) => {
       const { id, method, params } = JSON.parse(line);
@@ -117,10 +152,14 @@ function serve() {
       } else if (method === 'server/discover') {
         write({ id, error: { code: -32601, message: 'Method not found' } });
       } else if (method === 'initialize') {
-        const { protocolVersion } = params;
-        write({ id, result: { protocolVersion, capabilities: { tools: { listChanged: true }, logging: {} }, serverInfo: { name: 'hostile', version: '1' } } });
-      } else if (method === 'tools/list') write({ id, result: { tools: list() } });
-      else if (method === 'notifications/cancelled') {
+        const protocolVersion = START === 'version' ? 'banana' : params.protocolVersion;
+        if (START === 'shape') write({ id, result: { protocolVersion: 7 } });
+        else write({ id, result: { protocolVersion, capabilities: { tools: { listChanged: true }, logging: {} }, serverInfo: { name: 'hostile', version: '1' } } });
+      } else if (method === 'tools/list') {
+        listed += 1;
+        if (LIST === 'late' && listed === 1) tellWitness();
+        else write({ id, result: page(params?.cursor) });
+      } else if (method === 'notifications/cancelled') {
         cancelled.push(params.requestId);
         onCancel();
       } else if (method === 'tools/call') {

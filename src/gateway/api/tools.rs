@@ -1,5 +1,7 @@
 //! The three tools over app folders, for programs and pages outside of a run; and the catalog of what can be called.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,7 +15,11 @@ use super::extract::{Arguments, Name, NoParams, Params, not_json};
 use super::{Api, Reply, openapi};
 use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::fire::CallError;
+use crate::tools::mcp::ServerTools;
 use crate::tools::{self, Builtin, INVALID_INPUT, Route, UNKNOWN_TOOL};
+
+/// How long an MCP server gets to tell its tools.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One tool.
 #[derive(Debug, Serialize, ToSchema)]
@@ -26,10 +32,25 @@ pub struct Tool {
     input_schema: Value,
 }
 
+/// What an MCP server offers, or why that cannot be said.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct McpServer {
+    /// Its name in `mcp.json`; a handler calls its tools as `<server>.<tool>`.
+    server: String,
+    /// As the server tells them: `{name, title?, description?, inputSchema, outputSchema?, …}` each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ToolError>,
+}
+
 /// What can be called.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Catalog {
     tools: Vec<Tool>,
+    /// The MCP servers, by name.
+    mcp: Vec<McpServer>,
     /// What `centraid_describe` says of each app.
     #[schema(value_type = Vec<Object>)]
     apps: Vec<Value>,
@@ -52,7 +73,7 @@ pub struct ToolResult {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ToolError {
     /// `UNKNOWN_APP`, `UNKNOWN_QUERY`, `UNKNOWN_ACTION`, `WRONG_KIND`, `INVALID_INPUT`, `INVALID_MANIFEST`,
-    /// `HANDLER_ERROR` or `unknown_tool`.
+    /// `HANDLER_ERROR` or `unknown_tool`; of an MCP server, `mcp_failed`, `mcp_timeout` or `mcp_not_configured`.
     code: String,
     message: String,
     /// Where in the input.
@@ -60,19 +81,23 @@ pub struct ToolError {
     path: Option<String>,
 }
 
-/// Lists the tools, and what each app declares for them.
+/// Lists the tools, what each app declares for them, and those of the MCP servers.
+///
+/// The servers are started for it, if they are not up. One that does not tell its tools within 10 seconds has an error
+/// instead; its start goes on, so that a later request may find it.
 #[utoipa::path(
     get, path = "/v1/tools", operation_id = "listTools", tag = openapi::TOOLS,
     responses((status = 200, description = "The catalog.", body = Catalog))
 )]
 pub async fn catalog(State(api): State<Api>, Params(_): Params<NoParams>) -> Json<Catalog> {
-    Json(api.catalog().await)
+    Json(api.catalog(PATIENCE).await)
 }
 
 impl Api {
-    /// Everything that can be called.
-    pub(in crate::gateway) async fn catalog(&self) -> Catalog {
+    /// Everything that can be called. `patience`: what each MCP server gets to tell its tools.
+    pub(in crate::gateway) async fn catalog(&self, patience: Duration) -> Catalog {
         let services = self.services();
+        let servers = services.mcp.catalog(patience);
         let mut apps = Vec::new();
         for app in services.folders.apps() {
             let described = services.tools.describe(&json!({ "app": app }), None).await;
@@ -81,8 +106,14 @@ impl Api {
                 json!({ "app": { "id": app }, "error": { "code": code, "message": message } })
             }));
         }
-        Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps }
+        let mcp = servers.await.into_iter().map(mcp_server).collect();
+        Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), mcp, apps }
     }
+}
+
+fn mcp_server(told: ServerTools) -> McpServer {
+    let ServerTools { server, tools, error } = told;
+    McpServer { server, tools, error: error.map(|CallError { code, message, path }| ToolError { code, message, path }) }
 }
 
 /// Calls a tool. The body is its arguments.

@@ -24,6 +24,11 @@ async fn each_refusal_says_what_to_do_and_shows_no_key() {
         ("local", 200, String::new(), "not of this protocol", ""),
         ("local", 200, "{}".to_owned(), "it holds no message", ""),
         ("local", 200, r#"{"choices": 7}"#.to_owned(), "it holds no message", ""),
+        ("local", 200, r#"{"choices": []}"#.to_owned(), "it holds no message", ""),
+        ("openai", 200, r#"{"choices": [{}]}"#.to_owned(), "", ""),
+        ("gemini", 200, r#"{"candidates": []}"#.to_owned(), "", ""),
+        ("anthropic", 200, answered("anthropic", "").to_string(), "holds no text", ""),
+        ("ollama", 200, answered("ollama", "").to_string(), "holds no text", ""),
         ("local", 200, format!("{}1{}", "[".repeat(5000), "]".repeat(5000)), "not of this protocol", ""),
         ("anthropic", 200, "{\"content\": \"x\"}".to_owned(), "not of this protocol", ""),
         ("gemini", 200, "{}".to_owned(), "not of this protocol", ""),
@@ -86,7 +91,8 @@ async fn each_refusal_says_what_to_do_and_shows_no_key() {
         assert!(!told.contains("sk-") && told.len() < 1000, "{told}");
         assert_eq!(server.asked().len(), 1, "{provider} {status}: {told}");
         // What was cut off or refused has cost its tokens.
-        let is_paid = status == 200 && body.contains("\"Once upon\"");
+        let is_empty = part == "holds no text" && provider != "local";
+        let is_paid = status == 200 && (body.contains("\"Once upon\"") || is_empty);
         assert_eq!(reply.usage_json.is_some(), is_paid, "{provider} {body:.60}: {:?}", reply.usage_json);
     }
 }
@@ -127,7 +133,7 @@ async fn an_answer_without_end_is_cut_off() {
         tokio::spawn(async move { serve(listener, router).await.unwrap() });
         for (provider, ..) in PROTOCOLS {
             let (models, _) = models(&at(provider, &format!("http://{address}")));
-            let reply = models.turn(Some(&format!("{provider}/m-1")), asked("x", None)).await;
+            let reply = models.turn(far(), Some(&format!("{provider}/m-1")), asked("x", None)).await;
             let error = reply.outcome.unwrap_err().message;
             let told = if status == 200 { "larger than 16777216 bytes" } else { "(HTTP 400): it gave no reason" };
             assert!(error.contains(told), "{provider}: {error}");
@@ -144,7 +150,7 @@ async fn a_provider_that_is_down_or_hangs_up_is_reported() {
         drop((stream, listener));
     });
     let (models, _) = models(&at("local", &url));
-    let ask = || models.turn(Some("local/tiny"), asked("x", None));
+    let ask = || models.turn(far(), Some("local/tiny"), asked("x", None));
     let broken = ask().await.outcome.unwrap_err();
     assert!(broken.message.contains("the connection broke"), "{}", broken.message);
     hangs_up.await.unwrap();
@@ -159,7 +165,7 @@ async fn a_provider_that_is_down_or_hangs_up_is_reported() {
 async fn a_turn_that_is_dropped_leaves_nothing_running() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (models, _) = models(&at("local", &format!("http://{}", listener.local_addr().unwrap())));
-    let turn = tokio::spawn(async move { models.turn(Some("local/slow"), asked("x", None)).await });
+    let turn = tokio::spawn(async move { models.turn(far(), Some("local/slow"), asked("x", None)).await });
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut read = [0; 4096];
     let first = tokio::io::AsyncReadExt::read(&mut stream, &mut read).await.unwrap();
@@ -200,7 +206,7 @@ async fn what_is_missing_is_said_with_the_place_to_set_it() {
         (Some("openai/y"), "x", None, MODEL_FAILED, vec!["\"openai\" gave no answer"]),
         (Some("ollama/y"), "x", None, MODEL_FAILED, vec!["cannot be reached", "http://127.0.0.1:9"]),
     ] {
-        let reply = models.turn(model, asked(prompt, json)).await;
+        let reply = models.turn(far(), model, asked(prompt, json)).await;
         let error = reply.outcome.unwrap_err();
         assert_eq!(error.code, code, "{model:?}: {}", error.message);
         for part in parts {
@@ -208,4 +214,55 @@ async fn what_is_missing_is_said_with_the_place_to_set_it() {
         }
         assert_eq!(reply.usage_json, None);
     }
+}
+
+/// Answers one request with these bytes, and hangs up.
+async fn says(bytes: Vec<u8>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        // Its body is short, and the last thing in it is a brace.
+        while !request.ends_with(b"}") {
+            tokio::io::AsyncReadExt::read_buf(&mut stream, &mut request).await.unwrap();
+        }
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await.unwrap();
+    });
+    url
+}
+
+#[tokio::test]
+async fn an_answer_that_is_broken_on_its_way_is_reported() {
+    let whole = answered("local", "whole").to_string();
+    let head = |more: &str| format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{more}\r\n");
+    let with = |head: String, body: &[u8]| [head.as_bytes(), body].concat();
+    let latin = answered("local", "caf_").to_string().replace('_', "\u{e9}");
+    let latin: Vec<u8> = latin.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+    for (what, bytes, told) in [
+        ("less than it announced", with(head("content-length: 9999\r\n"), whole.as_bytes()), "the connection broke"),
+        ("half a chunk", with(head("transfer-encoding: chunked\r\n"), b"ff\r\n{\"cho"), "the connection broke"),
+        ("no HTTP", b"SSH-2.0-OpenSSH_9\r\n".to_vec(), "the connection broke"),
+        ("half a head", b"HTTP/1.1 200 OK\r\ncontent-ty".to_vec(), "the connection broke"),
+        ("not UTF-8", with(head("connection: close\r\n"), &latin), "is not UTF-8"),
+        ("packed", with(head("content-encoding: gzip\r\nconnection: close\r\n"), b"\x1f\x8b\x08"), "is not UTF-8"),
+        (
+            "a page",
+            with(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n".to_owned(),
+                b"<p>Sign in</p>",
+            ),
+            "not of this protocol",
+        ),
+    ] {
+        let (models, waited) = models(&at("local", &says(bytes).await));
+        let reply = models.turn(far(), Some("local/m"), asked("x", None)).await;
+        let error = reply.outcome.unwrap_err();
+        assert!(error.code == MODEL_FAILED && error.message.contains(told), "{what}: {}", error.message);
+        assert!(waited.lock().unwrap().is_empty() && reply.usage_json.is_none(), "{what}");
+    }
+    // What it calls itself does not matter.
+    let named = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n{whole}");
+    let (models, _) = models(&at("local", &says(named.into_bytes()).await));
+    assert_eq!(models.turn(far(), Some("local/m"), asked("x", None)).await.outcome.unwrap(), "\"whole\"");
 }

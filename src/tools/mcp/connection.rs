@@ -4,44 +4,36 @@
 //! A connection has one task, [`keep`], which alone waits for its end and makes the process go; [`Connection::ended`]
 //! comes when nothing of it is left. A call whose future is dropped tells the server that it is cancelled.
 
-use std::collections::HashMap;
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CancelledNotification, CancelledNotificationParam, ClientCapabilities,
-    ClientConfig, ClientNotification, ClientRequest, Implementation, JsonObject, PaginatedRequestParams,
-    ProtocolVersion, RequestId, ServerResult, Tool,
+    ClientConfig, ClientNotification, ClientRequest, Implementation, JsonObject, ProtocolVersion, RequestId,
+    ServerResult, Tool,
 };
 use rmcp::service::{ClientInitializeError, PeerRequestOptions, RunningService};
 use rmcp::transport::Transport;
-use rmcp::transport::streamable_http_client::{
-    StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
-};
 use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::file::Spec;
+use super::http::{self, HttpError, NoTransport, is_about_one_request};
 use super::lines::Lines;
-use super::process::{self, INHERITED, LastWords, Process};
+use super::offer::Offer;
+use super::process::{self, INHERITED, LastWords, Process, Program};
 use super::result::value_of;
-use super::secrets::{self, Expanded};
+use super::secrets::{self, Expanded, Redactor};
+use super::strays::Owner;
 use super::watched::{RunLog, Watch, Watched};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
-use crate::core::near_name::nearest;
 use crate::core::shortened::shortened;
 use crate::fire::CallError;
 use crate::tools::UNKNOWN_TOOL;
 
-/// A host that does not even take the connection within this time will not.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pages of a list of tools; a server with more has no end of them.
-const MAX_PAGES: usize = 50;
-/// A name that a fresh list does not have is looked for again only in an older one.
-const FRESH: Duration = Duration::from_secs(2);
 /// The SDK's own end takes up to 5 s when the server has asked something.
 const GOODBYE: Duration = Duration::from_secs(6);
 /// What a foreign message may add to one of ours.
@@ -54,6 +46,7 @@ pub struct Setup {
     /// The folder in which a program runs.
     pub root: Arc<Path>,
     pub env: Env,
+    pub owner: Arc<Owner>,
     pub start_time: Duration,
     /// Bytes of the longest message that is taken.
     pub max_message: usize,
@@ -101,14 +94,25 @@ impl ClientHandler for Client {
 /// See the module text. Dropping it ends it.
 pub struct Connection {
     name: String,
+    is_http: bool,
     peer: Peer<RoleClient>,
     watch: Arc<Watch>,
-    tools: Mutex<(Instant, Arc<Vec<Tool>>)>,
+    offer: Offer,
     started: Instant,
-    /// True to end it.
-    stop: watch::Sender<bool>,
+    /// See [`Self::give_way`].
+    gives_way: AtomicBool,
+    stop: watch::Sender<Stop>,
     /// How it ended, once it has.
     end: watch::Receiver<Option<String>>,
+}
+
+/// Whether it is to end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    /// The server has gone, as a call has found.
+    Lost,
+    Asked,
 }
 
 /// Why there is no connection.
@@ -144,9 +148,11 @@ async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Conne
     let watch = Arc::new(Watch::new(&setup.name, redactor));
     match &setup.spec {
         Spec::Process { command, args, .. } => {
-            let inherited = |name: &str| (setup.env)(name);
-            let redactor = &watch.redactor;
-            let spawned = process::spawn(&setup.name, command, args, &values, inherited, &setup.root, redactor);
+            let owner = Arc::clone(&setup.owner);
+            let mark = tokio::task::spawn_blocking(move || owner.mark()).await;
+            let mark = mark.map_err(|error| setup.failed(&error.to_string()))?;
+            let program = Program { server: &setup.name, command, args, env: &values, folder: &setup.root };
+            let spawned = process::spawn(&program, |name| (setup.env)(name), mark, &watch.redactor);
             let (process, stdin, stdout) = spawned.map_err(|error| {
                 let hint =
                     if error.kind() == std::io::ErrorKind::NotFound { "; is it installed, and in PATH?" } else { "" };
@@ -156,38 +162,17 @@ async fn start_as(setup: &Setup, lifecycle: ClientLifecycleMode) -> Result<Conne
             greet(setup, Watched::new(lines, Arc::clone(&watch)), watch, Some(process), lifecycle).await
         }
         Spec::Http { url, .. } => {
-            let mut headers = HashMap::new();
-            for (name, value) in values {
-                let parsed = http::HeaderName::from_bytes(name.as_bytes()).ok();
-                let (Some(parsed), Ok(mut value)) = (parsed, http::HeaderValue::from_str(&value)) else {
+            let transport = http::transport(url, values, setup.max_message).map_err(|broken| match broken {
+                NoTransport::Header(name) => {
                     let message =
                         format!("MCP server {:?}: header {name:?} holds what no header can carry", setup.name);
-                    return Err(CallError::new(MCP_NOT_CONFIGURED, message).into());
-                };
-                value.set_sensitive(true);
-                headers.insert(parsed, value);
-            }
-            let client = http_client().map_err(|error| setup.failed(&deepest(&error)))?;
-            let config = StreamableHttpClientTransportConfig::with_uri(url.as_str())
-                .custom_headers(headers)
-                .max_sse_event_size(setup.max_message);
-            let transport = StreamableHttpClientTransport::with_client(client, config);
+                    CallError::new(MCP_NOT_CONFIGURED, message)
+                }
+                NoTransport::Client(why) => setup.failed(&why),
+            })?;
             greet(setup, Watched::new(transport, Arc::clone(&watch)), watch, None, lifecycle).await
         }
     }
-}
-
-fn http_client() -> reqwest::Result<reqwest::Client> {
-    // An error means that a provider is installed already, which serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        // A redirect would take the headers, and what is secret in them, to another place.
-        .redirect(reqwest::redirect::Policy::none())
-        // A kept connection whose last answer was not read to its end stalls the next request.
-        .pool_max_idle_per_host(0)
-        .user_agent(concat!("dirigent/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 async fn greet<T>(
@@ -207,7 +192,7 @@ where
         Ok(Ok(service)) => return Ok(Connection::of(setup, service, watch, process, last_words)),
         Ok(Err(error)) => {
             refused = matches!(error, ClientInitializeError::JsonRpcError(_));
-            explain_start(&error)
+            explain_start(&error, &watch.redactor)
         }
         Err(_) => {
             patience = Duration::ZERO;
@@ -242,17 +227,31 @@ impl Connection {
         process: Option<Process>,
         last_words: LastWords,
     ) -> Self {
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Stop::No);
         let (ended, end) = watch::channel(None);
         let peer = service.peer().clone();
+        let is_http = process.is_none();
         let started = Instant::now();
         tokio::spawn(keep(setup.name.clone(), service, process, last_words, Arc::clone(&watch), stopped, ended));
-        let tools = Mutex::new((started, Arc::default()));
-        Self { name: setup.name.clone(), peer, watch, tools, started, stop, end }
+        let gives_way = AtomicBool::new(false);
+        Self { name: setup.name.clone(), is_http, peer, watch, offer: Offer::default(), started, gives_way, stop, end }
     }
 
     pub fn is_up(&self) -> bool {
-        !self.peer.is_transport_closed() && !*self.stop.borrow() && self.end.borrow().is_none()
+        !self.peer.is_transport_closed()
+            && *self.stop.borrow() == Stop::No
+            && self.end.borrow().is_none()
+            && !self.has_given_way()
+    }
+
+    /// Leaves what is asked next to a new connection. What is in flight goes on; it ends when nobody holds it.
+    fn give_way(&self) {
+        self.gives_way.store(true, Ordering::Release);
+    }
+
+    /// True when it was well, but is not to be used again.
+    pub fn has_given_way(&self) -> bool {
+        self.gives_way.load(Ordering::Acquire)
     }
 
     /// Why it has ended; `None` while it has not, or is still about to.
@@ -267,7 +266,12 @@ impl Connection {
 
     /// Ends it; what is in flight fails.
     pub fn stop(&self) {
-        self.stop.send_replace(true);
+        self.stop.send_replace(Stop::Asked);
+    }
+
+    /// Ends it, unless somebody has.
+    fn lost(&self) {
+        self.stop.send_if_modified(|stop| std::mem::replace(stop, (*stop).max(Stop::Lost)) == Stop::No);
     }
 
     /// Comes when it has ended, with the reason.
@@ -319,66 +323,39 @@ impl Connection {
     /// # Errors
     /// [`MCP_FAILED`] when it does not tell.
     pub async fn tools(&self) -> Result<Arc<Vec<Tool>>, CallError> {
-        let mut known = self.tools.lock().await;
-        if self.watch.take_stale() {
-            match self.ask_tools().await {
-                Ok(tools) => *known = (Instant::now(), Arc::new(tools)),
-                Err(error) => {
-                    self.watch.set_stale();
-                    return Err(self.explained(&format!("{}: tools/list", self.name), error).await);
-                }
-            }
+        match self.offer.tools(&self.peer, &self.watch).await {
+            Ok(tools) => Ok(tools),
+            Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
         }
-        Ok(Arc::clone(&known.1))
-    }
-
-    async fn ask_tools(&self) -> Result<Vec<Tool>, ServiceError> {
-        if self.peer.peer_info().is_some_and(|info| info.capabilities.tools.is_none()) {
-            return Ok(Vec::new());
-        }
-        let mut tools = Vec::new();
-        let mut params: Option<PaginatedRequestParams> = None;
-        for _ in 0..MAX_PAGES {
-            let page = self.peer.list_tools(params.take()).await?;
-            tools.extend(page.tools);
-            match page.next_cursor {
-                Some(cursor) => params = Some(PaginatedRequestParams::default().with_cursor(Some(cursor))),
-                None => break,
-            }
-        }
-        Ok(tools)
     }
 
     /// A name that the server does not have is not sent to it.
     async fn check_name(&self, tool: &str) -> Result<(), CallError> {
-        let mut tools = self.tools().await?;
-        if tools.iter().all(|known| known.name != tool) && self.tools.lock().await.0.elapsed() > FRESH {
-            self.watch.set_stale();
-            tools = self.tools().await?;
+        match self.offer.look_for(tool, &self.peer, &self.watch).await {
+            Ok(found) => found.map_err(|told| CallError::new(UNKNOWN_TOOL, told)),
+            Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
         }
-        if tools.iter().any(|known| known.name == tool) {
-            return Ok(());
-        }
-        let names: Vec<&str> = tools.iter().map(|known| known.name.as_ref()).collect();
-        let hint = match nearest(tool, &names) {
-            Some(near) => format!("did you mean \"{}.{near}\"?", self.name),
-            None => format!("it has {}", listed(&names)),
-        };
-        let message = format!("MCP server {:?} has no tool {:?}; {hint}", self.name, shortened(tool, 100));
-        Err(CallError::new(UNKNOWN_TOOL, self.watch.redactor.text(&message)))
     }
 
-    /// An error in words; one of the connection ends it, so that the next call has a new one.
+    /// An error in words; after one of the connection, the next call has a new one.
     async fn explained(&self, what: &str, error: ServiceError) -> CallError {
         let why = match error {
             ServiceError::McpError(error) => error.message.into_owned(),
             ServiceError::TransportSend(error) => {
-                let why = explain_transport(error.error.as_ref());
-                self.stop();
-                why
+                match error.error.downcast_ref::<HttpError>() {
+                    // It was one request that failed; others may be on their way.
+                    Some(error) if is_about_one_request(error) => {}
+                    Some(_) => self.give_way(),
+                    None => self.lost(),
+                }
+                http::explain(error.error.as_ref(), &self.watch.redactor)
+            }
+            // Of this request alone.
+            ServiceError::TransportClosed if self.is_http && !self.peer.is_transport_closed() => {
+                "the stream of its answer ended before the answer".to_owned()
             }
             ServiceError::TransportClosed | ServiceError::Cancelled { .. } => {
-                self.stop();
+                self.lost();
                 self.ended().await
             }
             other => other.to_string(),
@@ -387,18 +364,8 @@ impl Connection {
         CallError::new(MCP_FAILED, format!("{what}: {why}"))
     }
 
-    pub fn redactor(&self) -> &secrets::Redactor {
+    pub fn redactor(&self) -> &Redactor {
         &self.watch.redactor
-    }
-}
-
-/// A few names in words.
-fn listed(names: &[&str]) -> String {
-    let shown: Vec<&str> = names.iter().take(20).copied().collect();
-    match names.len() {
-        0 => "no tools".to_owned(),
-        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
-        _ => shown.join(", "),
     }
 }
 
@@ -431,20 +398,21 @@ async fn keep(
     process: Option<Process>,
     last_words: LastWords,
     watch: Arc<Watch>,
-    mut stopped: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<Stop>,
     ended: watch::Sender<Option<String>>,
 ) {
     let cancel = service.cancellation_token();
     let mut serving = std::pin::pin!(service.waiting());
-    let asked_to = tokio::select! {
-        _ = &mut serving => false,
+    let stop = tokio::select! {
+        _ = &mut serving => Stop::No,
         // An error: nobody holds the connection any more.
-        _ = stopped.wait_for(|stop| *stop) => true,
+        stop = stopped.wait_for(|stop| *stop != Stop::No) => stop.map_or(Stop::Asked, |stop| *stop),
     };
-    if asked_to {
+    if stop != Stop::No {
         cancel.cancel();
         let _ = timeout(GOODBYE, serving).await;
     }
+    let asked_to = stop == Stop::Asked;
     let reason = match (watch.why_broken(), asked_to) {
         (Some(why), _) => why.to_owned(),
         (None, true) => "the connection was closed".to_owned(),
@@ -467,33 +435,17 @@ async fn keep(
     ended.send_replace(Some(reason));
 }
 
-fn explain_start(error: &ClientInitializeError) -> String {
+fn explain_start(error: &ClientInitializeError, redactor: &Redactor) -> String {
     match error {
         error if error.is_authorization_required() => {
-            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
+            format!("it asks for authorization (HTTP 401){}", http::SET_HEADERS)
         }
-        ClientInitializeError::TransportError { error, .. } => explain_transport(error.error.as_ref()),
+        ClientInitializeError::TransportError { error, .. } => http::explain(error.error.as_ref(), redactor),
         ClientInitializeError::JsonRpcError(error) => format!("it refused to start a session: {}", error.message),
+        ClientInitializeError::ExpectedInitResponse(_) | ClientInitializeError::ExpectedInitResult(_) => {
+            "it answered the greeting with what is no answer to it".to_owned()
+        }
         ClientInitializeError::ConnectionClosed(_) => "it ended before it answered".to_owned(),
         other => other.to_string(),
     }
-}
-
-fn explain_transport(error: &(dyn Error + 'static)) -> String {
-    match error.downcast_ref::<StreamableHttpError<reqwest::Error>>() {
-        Some(StreamableHttpError::Client(error)) => deepest(error),
-        Some(StreamableHttpError::AuthRequired(_)) => {
-            "it asks for authorization (HTTP 401): set `headers` of the server in mcp.json".to_owned()
-        }
-        _ => deepest(error),
-    }
-}
-
-/// The cause behind all causes; those before it repeat the URL.
-fn deepest(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error.to_string()
 }

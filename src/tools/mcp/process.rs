@@ -2,8 +2,8 @@
 //!
 //! It gets its `env` and a few variables that every program needs ([`INHERITED`]), never the rest of the daemon's
 //! environment; the root as its folder; and a process group of its own, which is killed with it, so that what a
-//! launcher such as `npx` has started goes too. On Linux it is killed when the daemon dies; what it has started sees the
-//! end of its input then. Its standard error goes to the daemon's log, line by line, no faster than [`Pace`] allows.
+//! launcher such as `npx` has started goes too, and on Linux also what has left the group ([`super::strays`]). There it is
+//! killed when the daemon dies; what it has started sees the end of its input then, or is ended by the next daemon. Its standard error goes to the daemon's log, line by line, no faster than [`Pace`] allows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::pace::Pace;
 use super::secrets::Redactor;
+use super::strays;
 use crate::core::shortened::shortened;
 
 /// What a server gets of the daemon's environment.
@@ -67,31 +68,39 @@ const MAX_WORD_CHARS: usize = 200;
 pub struct Process {
     child: Child,
     pid: Option<u32>,
+    mark: String,
     last_words: Arc<Mutex<VecDeque<String>>>,
     reader: JoinHandle<()>,
 }
 
+/// A program as mcp.json describes it.
+pub struct Program<'a> {
+    pub server: &'a str,
+    pub command: &'a str,
+    pub args: &'a [String],
+    pub env: &'a BTreeMap<String, String>,
+    pub folder: &'a Path,
+}
+
 /// Starts a program. To be called in a thread that lives as long as the daemon, such as one of tokio's own: on Linux the
-/// server dies with the thread that started it.
+/// server dies with the thread that started it. `mark`: see [`strays`].
 ///
 /// # Errors
 /// When the program does not start.
 pub fn spawn(
-    name: &str,
-    command: &str,
-    args: &[String],
-    env: &BTreeMap<String, String>,
+    what: &Program<'_>,
     inherited: impl Fn(&str) -> Option<String>,
-    folder: &Path,
+    mark: String,
     redactor: &Redactor,
 ) -> std::io::Result<(Process, ChildStdin, ChildStdout)> {
-    let mut program = Command::new(command);
+    let mut program = Command::new(what.command);
     program
-        .args(args)
+        .args(what.args)
         .env_clear()
         .envs(INHERITED.iter().filter_map(|name| Some((name, inherited(name)?))))
-        .envs(env)
-        .current_dir(folder)
+        .envs(what.env)
+        .env(strays::VARIABLE, &mark)
+        .current_dir(what.folder)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -106,8 +115,8 @@ pub fn spawn(
     let stdout = child.stdout.take().ok_or_else(missing)?;
     let stderr = child.stderr.take().ok_or_else(missing)?;
     let last_words = Arc::default();
-    let reader = tokio::spawn(read_stderr(name.to_owned(), stderr, redactor.clone(), Arc::clone(&last_words)));
-    Ok((Process { pid: child.id(), child, last_words, reader }, stdin, stdout))
+    let reader = tokio::spawn(read_stderr(what.server.to_owned(), stderr, redactor.clone(), Arc::clone(&last_words)));
+    Ok((Process { pid: child.id(), child, mark, last_words, reader }, stdin, stdout))
 }
 
 #[cfg(target_os = "linux")]
@@ -130,7 +139,8 @@ fn die_with_the_daemon(program: &mut Command) {
 
 impl Process {
     /// Waits until it is gone, and asks it to go in ever clearer words: its input has ended already; after `patience` a
-    /// signal, then the kill. What is left of its group is killed in any case. Returns how it ended.
+    /// signal, then the kill. What is left of its group, and what bears its mark, is killed in any case. Returns how it
+    /// ended.
     pub async fn leave(mut self, patience: Duration) -> Option<ExitStatus> {
         let mut status = timeout(patience, self.child.wait()).await;
         if status.is_err() && !patience.is_zero() {
@@ -147,6 +157,9 @@ impl Process {
                 self.child.wait().await
             }
         };
+        let mark = std::mem::take(&mut self.mark);
+        // Fails only when the runtime is ending.
+        let _ = tokio::task::spawn_blocking(move || strays::end(&mark)).await;
         // Its last lines may still be on their way.
         let _ = timeout(EXIT_TIME, &mut self.reader).await;
         status.ok()

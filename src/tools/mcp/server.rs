@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::MCP_FAILED;
@@ -44,13 +45,15 @@ struct State {
     pause: Option<(Instant, CallError)>,
     /// mcp.json does not have it any more, or has another one of this name.
     retired: bool,
+    /// It is not started any more.
+    closed: bool,
     /// Somebody looks after its idleness.
     watched: bool,
 }
 
 enum Phase {
     Down,
-    Starting(Start),
+    Starting(Start, AbortHandle),
     Up(Arc<Connection>),
 }
 
@@ -74,6 +77,9 @@ impl Drop for Lease {
 impl State {
     fn go_down(&mut self) {
         if let Phase::Up(connection) = std::mem::replace(&mut self.phase, Phase::Down) {
+            if connection.is_up() && connection.age() >= STEADY {
+                self.failures = 0;
+            }
             connection.stop();
         }
     }
@@ -100,6 +106,7 @@ impl Server {
             failures: 0,
             pause: None,
             retired: false,
+            closed: false,
             watched: false,
         };
         Self { setup, state: Mutex::new(state) }
@@ -114,11 +121,19 @@ impl Server {
         loop {
             let step = {
                 let mut state = self.state();
+                if state.closed {
+                    let message = format!("MCP server {:?}: the daemon is stopping", self.setup.name);
+                    return Err(CallError::new(MCP_FAILED, message));
+                }
                 match &state.phase {
                     Phase::Up(connection) if connection.is_up() => {
                         let connection = Arc::clone(connection);
                         state.leases += 1;
                         return Ok(Lease { server: Arc::clone(self), connection });
+                    }
+                    Phase::Up(connection) if connection.has_given_way() => {
+                        state.phase = Phase::Down;
+                        continue;
                     }
                     Phase::Up(connection) => {
                         if connection.age() >= STEADY {
@@ -131,7 +146,7 @@ impl Server {
                         }
                         continue;
                     }
-                    Phase::Starting(start) => Step::Start(start.clone()),
+                    Phase::Starting(start, _) => Step::Start(start.clone()),
                     Phase::Down => match state.pause.take() {
                         Some((until, error)) if until > Instant::now() => {
                             let left = until - Instant::now();
@@ -144,8 +159,8 @@ impl Server {
                             Step::Wait(until)
                         }
                         _ => {
-                            let start = self.begin();
-                            state.phase = Phase::Starting(start.clone());
+                            let (start, abort) = self.begin();
+                            state.phase = Phase::Starting(start.clone(), abort);
                             if !std::mem::replace(&mut state.watched, true) {
                                 look_after();
                             }
@@ -162,7 +177,7 @@ impl Server {
     }
 
     /// The start goes on when whoever asked for it has gone: others may wait for it.
-    fn begin(self: &Arc<Self>) -> Start {
+    fn begin(self: &Arc<Self>) -> (Start, AbortHandle) {
         let this = Arc::clone(self);
         let task = tokio::spawn(async move {
             let started = connection::start(&this.setup).await;
@@ -182,11 +197,11 @@ impl Server {
                 }
             }
         });
-        task.map(|done| {
+        let abort = task.abort_handle();
+        let start = task.map(|done| {
             done.unwrap_or_else(|error| Err(CallError::new(MCP_FAILED, format!("the start was given up: {error}"))))
-        })
-        .boxed()
-        .shared()
+        });
+        (start.boxed().shared(), abort)
     }
 
     /// Stops it when it has not been used for `idle`. Says for how long it need not be asked again; `None` when it is
@@ -194,7 +209,7 @@ impl Server {
     pub fn stop_if_idle(&self, idle: Duration) -> Option<Duration> {
         let mut state = self.state();
         match &state.phase {
-            Phase::Starting(_) => return Some(idle),
+            Phase::Starting(..) => return Some(idle),
             Phase::Up(connection) if connection.is_up() => {
                 let left = idle.saturating_sub(state.used.elapsed());
                 if state.leases > 0 || !left.is_zero() {
@@ -202,6 +217,8 @@ impl Server {
                 }
                 state.go_down();
             }
+            // Whoever still uses it holds it.
+            Phase::Up(connection) if connection.has_given_way() => state.phase = Phase::Down,
             Phase::Up(_) | Phase::Down => {}
         }
         state.watched = false;
@@ -217,23 +234,24 @@ impl Server {
         }
     }
 
-    /// Stops it now, whoever uses it; comes when nothing of it is left.
+    /// Stops it now and for good, whoever uses it; comes when nothing of it is left.
     pub async fn stop(&self) {
-        let connection = {
+        let phase = {
             let mut state = self.state();
-            state.retired = true;
-            match std::mem::replace(&mut state.phase, Phase::Down) {
-                Phase::Up(connection) => Some(connection),
-                // It is stopped when it is up.
-                starting => {
-                    state.phase = starting;
-                    None
-                }
-            }
+            (state.retired, state.closed) = (true, true);
+            std::mem::replace(&mut state.phase, Phase::Down)
         };
-        if let Some(connection) = connection {
-            connection.stop();
-            connection.ended().await;
+        match phase {
+            Phase::Up(connection) => {
+                connection.stop();
+                connection.ended().await;
+            }
+            Phase::Starting(start, abort) => {
+                abort.abort();
+                // It may have come up meanwhile: then it was stopped, as it is retired.
+                let _ = start.await;
+            }
+            Phase::Down => {}
         }
     }
 

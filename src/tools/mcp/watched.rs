@@ -83,6 +83,10 @@ impl Watch {
         }
     }
 
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
     pub fn attend(self: &Arc<Self>, tool: &str, log: RunLog) -> Attended {
         let mut state = self.state();
         let id = state.next;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{call, call_in_run, hostile, one, root_with};
+use super::{Witness, call, call_in_run, hostile, one, root_with};
+use crate::harness::{ended, start};
 
 const SECRET: &str = "postgres://me:hunter2@db";
 
@@ -31,6 +32,8 @@ async fn misdeeds_fail_the_call_alone() {
         ("refusal", false, Err("out of order: [redacted]")),
         ("stderr", false, Ok(json!("said a lot"))),
         ("notifications", false, Ok(json!("told a lot"))),
+        ("imposter", false, Ok(json!("mine"))),
+        ("with.dots", false, Ok(json!("dots"))),
         ("ask", true, Err("it asked 64 things without reading an answer")),
     ] {
         let before = one(&daemon, "one.pid").await;
@@ -60,6 +63,12 @@ async fn a_death_rejects_all_calls_in_flight_with_the_reason() {
         assert_eq!(result["code"], "mcp_failed");
         assert!(message(&result).contains("the server ended (exit status: 3)"), "{result}");
     }
+    // Its output ends, and it does not.
+    for result in call(&daemon, json!([["one.never"], ["one.mute"]])).await {
+        assert_eq!(result["code"], "mcp_failed");
+        assert!(message(&result).contains("the server ended (exit status: 0)"), "{result}");
+    }
+    assert!(one(&daemon, "one.pid").await["ok"].is_number());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,4 +151,64 @@ async fn a_server_is_greeted_as_it_knows_it() {
     let results = call(&daemon, json!([["one.confess", {"how": "error"}], ["two.pid"]])).await;
     assert_eq!(results[0]["message"], "I know undefined", "{results:?}");
     assert!(message(&results[1]).contains("it refused to start a session: not today, [redacted]"), "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn lists_without_end_or_sense_are_held_to_what_can_be_used() {
+    let list = |kind: &str| hostile(json!({"LIST": kind}));
+    let root = root_with(&json!({"one": list("endless"), "two": list("huge"), "four": list("odd")}));
+    let daemon = root.daemon().await;
+    let calls = json!([["one.pid"], ["two.pid"], ["four.pid"], ["one.nothing"], ["two.nothing"], ["four.nothing"]]);
+    let results = call(&daemon, calls).await;
+    for result in &results[..3] {
+        assert!(result["ok"].is_number(), "{result}");
+    }
+    for result in &results[3..] {
+        assert_eq!(result["code"], "unknown_tool", "{result}");
+        assert!(message(result).len() < 1000 && !message(result).contains('\u{1b}'), "{result}");
+    }
+    let offers = daemon.services().mcp.catalog(crate::harness::PATIENCE).await;
+    let of = |name: &str| offers.iter().find(|offer| offer.server == name).and_then(|offer| offer.tools.clone());
+    let count = |name: &str, tool: &str| {
+        let tools = of(name).expect("its tools");
+        tools.iter().filter(|found| found["name"] == *tool).count()
+    };
+    assert_eq!((count("one", "page-50"), count("one", "page-51")), (1, 0));
+    assert!(of("two").expect("its tools").len() <= 5000);
+    assert_eq!((count("four", "pid"), count("four", "a b"), count("four", "")), (1, 0, 0));
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_list_that_nobody_waited_for_is_asked_for_again() {
+    let witness = Witness::new().await;
+    let root = root_with(&json!({"one": hostile(json!({"LIST": "late", "WITNESS_PORT": witness.port()}))}));
+    root.automation(
+        "a/waits",
+        r#""requires": {"tools": ["one.*"]}"#,
+        "export default ({ ctx }) => ctx.tool('one.pid', {});",
+    );
+    let daemon = root.daemon().await;
+    let (run_id, end) = start(&daemon, "a/waits", None).await;
+    let (_process, _asked) = (witness.sees().await, witness.sees().await);
+    daemon.cancel(run_id).await;
+    ended(end).await;
+    let result = one(&daemon, "one.pid").await;
+    assert!(result["ok"].is_number(), "{result}");
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_greeting_without_sense_is_told() {
+    let start = |kind: &str| hostile(json!({"START": kind}));
+    let root = root_with(&json!({"one": start("version"), "two": start("shape")}));
+    let daemon = root.daemon().await;
+    let results = call(&daemon, json!([["one.pid"], ["two.pid"]])).await;
+    // Many servers are careless with it.
+    assert!(results[0]["ok"].is_number(), "a version that nobody knows: {}", results[0]);
+    assert!(message(&results[1]).contains("it answered the greeting with what is no answer to it"), "{results:?}");
+    daemon.stop(Duration::ZERO).await;
 }

@@ -119,6 +119,68 @@ async fn a_missing_variable_is_told_where_it_is_missed() {
     assert_eq!((problems.len(), problems[0].field.as_str()), (1, "mcpServers.one"));
 }
 
+/// What has left its server's group and session, and listens to nothing, goes with it all the same.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn what_a_server_has_started_goes_with_it() {
+    let witness = Witness::new().await;
+    let env = json!({"WITNESS_PORT": witness.port(), "GRANDCHILD": "detached"});
+    for (what, idle_s) in [("idle", 0.3), ("died", 300.0), ("gone from the file", 300.0)] {
+        let root = root_with(&json!({"one": hostile(env.clone())}));
+        root.write("dirigent.toml", &format!("[mcp]\nidle_s = {idle_s:?}\n"));
+        let daemon = root.daemon().await;
+        assert!(one(&daemon, "one.pid").await["ok"].is_number(), "{what}");
+        let (process, other) = (witness.sees().await, witness.sees().await);
+        match what {
+            "died" => assert_eq!(one(&daemon, "one.die").await["code"], "mcp_failed"),
+            "gone from the file" => {
+                configure(&root, &json!({}));
+                assert_eq!(one(&daemon, "one.pid").await["code"], "unknown_mcp_server");
+            }
+            _ => {}
+        }
+        process.goes().await;
+        other.goes().await;
+        daemon.stop(Duration::ZERO).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn nothing_is_left_of_a_daemon_that_stops_or_is_killed() {
+    let witness = Witness::new().await;
+    let env = json!({"WITNESS_PORT": witness.port(), "GRANDCHILD": "detached"});
+    let silent = json!({"WITNESS_PORT": witness.port(), "GRANDCHILD": "detached", "START": "silent"});
+    let root = root_with(&json!({"one": hostile(env), "two": hostile(silent)}));
+    let waits = "export default ({ ctx, input }) => ctx.tool(input, {});";
+    root.automation("a/waits", r#""requires": {"mcps": ["one", "two"]}, "concurrency": {"mode": "parallel"}"#, waits);
+    for killed in [false, true] {
+        let mut served = root.serve();
+        let mut seen = Vec::new();
+        // One call is in flight, and one waits for its server's start.
+        for tool in ["one.never", "two.pid"] {
+            let started = root.cli(&["run", "a/waits", "--no-wait", "--input", &json!(tool).to_string()]);
+            assert!(started.status.success(), "{started:?}");
+            seen.extend([witness.sees().await, witness.sees().await]);
+        }
+        if killed {
+            served.kill();
+            served = root.serve();
+        } else {
+            served.signal();
+            served.signal();
+        }
+        for process in seen {
+            process.goes().await;
+        }
+        served.terminate();
+        let notes = std::fs::read_dir(root.join(".dirigent/mcp")).map_or(0, Iterator::count);
+        assert_eq!(notes, 0, "nothing to be looked for");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
 async fn no_server_outlives_a_daemon_that_is_killed() {
