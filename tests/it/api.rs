@@ -414,6 +414,7 @@ async fn tools_answer_in_one_shape_with_the_status_of_their_code() {
     };
     assert_eq!(app("bookshelf")["queries"][0]["name"], "books");
     assert_eq!(app("broken")["error"]["code"], "INVALID_MANIFEST");
+    assert_eq!((&catalog["mcp"], &catalog["problems"]), (&json!([]), &json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,8 @@ use utoipa::ToSchema;
 use super::extract::{Arguments, Name, NoParams, Params, not_json};
 use super::{Api, Reply, openapi};
 use crate::core::json_depth::{is_too_deep, too_deep};
-use crate::fire::CallError;
+use crate::fire::{CallError, Problem};
+use crate::tools::mcp::ServerTools;
 use crate::tools::{self, Builtin, INVALID_INPUT, Route, UNKNOWN_TOOL};
 
 /// One tool.
@@ -33,6 +34,22 @@ pub struct Catalog {
     /// What `centraid_describe` says of each app.
     #[schema(value_type = Vec<Object>)]
     apps: Vec<Value>,
+    /// What the MCP servers of `mcp.json` offer.
+    mcp: Vec<McpServer>,
+    /// What is wrong with `mcp.json`.
+    problems: Vec<Problem>,
+}
+
+/// What an MCP server offers, or why that cannot be said.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct McpServer {
+    server: String,
+    /// Each as the server tells it: `name`, `description`, `inputSchema`, … It is called `<server>.<name>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ToolError>,
 }
 
 /// What a tool answered.
@@ -52,7 +69,7 @@ pub struct ToolResult {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ToolError {
     /// `UNKNOWN_APP`, `UNKNOWN_QUERY`, `UNKNOWN_ACTION`, `WRONG_KIND`, `INVALID_INPUT`, `INVALID_MANIFEST`,
-    /// `HANDLER_ERROR` or `unknown_tool`.
+    /// `HANDLER_ERROR` or `unknown_tool`; of an MCP server, `mcp_failed`, `mcp_timeout` or `mcp_not_configured`.
     code: String,
     message: String,
     /// Where in the input.
@@ -60,7 +77,10 @@ pub struct ToolError {
     path: Option<String>,
 }
 
-/// Lists the tools, and what each app declares for them.
+/// Lists the tools, what each app declares for them, and those of MCP servers.
+///
+/// MCP servers that are not up are started to be asked. One that does not start, or does not tell within the time for
+/// that, is listed with its error.
 #[utoipa::path(
     get, path = "/v1/tools", operation_id = "listTools", tag = openapi::TOOLS,
     responses((status = 200, description = "The catalog.", body = Catalog))
@@ -75,7 +95,19 @@ pub async fn catalog(State(api): State<Api>, Params(_): Params<NoParams>) -> Jso
             json!({ "app": { "id": app }, "error": { "code": code, "message": message } })
         }));
     }
-    Json(Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps })
+    let problems = services.mcp.problems().await;
+    let mcp = services.mcp.catalog().await.into_iter().map(|ServerTools { server, tools, error }| McpServer {
+        server,
+        tools,
+        error: error.map(ToolError::from),
+    });
+    Json(Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps, mcp: mcp.collect(), problems })
+}
+
+impl From<CallError> for ToolError {
+    fn from(CallError { code, message, path }: CallError) -> Self {
+        Self { code, message, path }
+    }
 }
 
 /// Calls a tool. The body is its arguments.
@@ -108,9 +140,10 @@ pub async fn call(
     });
     Ok(match result {
         Ok(data) => Json(ToolResult { is_error: false, data: Some(data), error: None }).into_response(),
-        Err(CallError { code, message, path }) => {
-            let status = StatusCode::from_u16(tools::http_status(&code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let error = Some(ToolError { code, message, path });
+        Err(error) => {
+            let status =
+                StatusCode::from_u16(tools::http_status(&error.code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let error = Some(ToolError::from(error));
             (status, Json(ToolResult { is_error: true, data: None, error })).into_response()
         }
     })
