@@ -14,7 +14,9 @@
 
 mod export;
 mod flow;
+mod functions;
 mod globals;
+mod guards;
 mod members;
 mod replay;
 mod shapes;
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use globals::GLOBALS;
 pub use shapes::members;
+pub use text::place;
 
 use crate::fire::Problem;
 use text::{Findings, syntax_problems};

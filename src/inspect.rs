@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::core::manifest::Manifest;
 use crate::fire::{AppId, CallError, ErrorCode, Problem};
-use crate::handler_check::{Contract, Study, ToolCall};
+use crate::handler_check::{Contract, Study, ToolCall, place};
 use crate::isolate::{Job, JobEvent, JobKind, Outcome, Pool, PoolError};
 use crate::tools::{Access, Route, check_access, route};
 
@@ -37,8 +37,10 @@ pub async fn inspect(pool: &Pool, subject: Subject) -> Result<Vec<Problem>, Pool
         Ok(text) => Arc::from(text),
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
-            let message = format!("a handler must be UTF-8; byte {at} is not");
-            return Ok(vec![Problem::error("not_utf8", "", message).with_hint("save the file as UTF-8")]);
+            let before = String::from_utf8_lossy(&error.as_bytes()[..at]);
+            let (line, column) = place(&before, u32::try_from(at).unwrap_or(u32::MAX));
+            let problem = Problem::error("not_utf8", "", "a handler must be UTF-8, and this byte is not");
+            return Ok(vec![problem.with_hint("save the file as UTF-8").at(line, column)]);
         }
     };
     let study = match ask(pool, &script_name, &source, JobKind::Study { contract }).await? {

@@ -17,14 +17,17 @@ use serde_json::{Map, Value, json};
 use crate::cli::failure::{Failure, exit};
 use crate::cli::place::Place;
 use crate::daemon::home;
-use crate::fire::{EpochMs, Handle, RunId, RunStatus};
+use crate::fire::{EpochMs, Handle, Problem, RunId, RunStatus};
 use crate::gateway::{self, reachable};
 use crate::overview::Overview;
+use crate::tools::mcp::ServerTools;
 
 /// A daemon on this machine that does not even take the connection within this time will not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest question lists ten thousand automations with their history.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// What each MCP server gets to start and to tell its tools, when the daemon is asked for them.
+const TELL_TOOLS_S: u64 = 75;
 
 pub struct Client {
     http: reqwest::Client,
@@ -39,6 +42,15 @@ pub struct Client {
 pub struct Accepted {
     pub run_id: RunId,
     pub status: RunStatus,
+}
+
+/// What `ctx.tool` can reach, beside the three built-in tools.
+#[derive(Debug, Deserialize)]
+pub struct Catalog {
+    /// `{app, queries, actions}` or `{app, error}` each.
+    pub apps: Vec<Value>,
+    pub mcp: Vec<ServerTools>,
+    pub problems: Vec<Problem>,
 }
 
 /// What lets a browser in, once.
@@ -86,6 +98,16 @@ impl Client {
     /// As every question: the daemon does not answer, or refuses.
     pub async fn overview(&self) -> Result<Overview, Failure> {
         self.answer(self.http.get(self.url("/v1/automations"))).await
+    }
+
+    /// What the daemon's runs can call. It takes as long as MCP servers take to start.
+    ///
+    /// # Errors
+    /// As [`Self::overview`].
+    pub async fn tools(&self) -> Result<Catalog, Failure> {
+        let url = self.url(&format!("/v1/tools?wait={TELL_TOOLS_S}"));
+        let response = self.checked(self.http.get(url).bearer_auth(&self.token)).await?;
+        response.json().await.map_err(|error| self.silent(&error))
     }
 
     /// Run now. `input_json` is JSON text.

@@ -1,12 +1,12 @@
-//! `tools`: everything that `ctx.tool` can reach from this root, straight from disk; MCP servers are started for it, here,
-//! with this shell's environment.
+//! `tools`: everything that `ctx.tool` can reach from this root. The running daemon is asked, because its MCP servers are
+//! the ones that runs use; without one, the disk is read, and the servers are started here, with this shell's
+//! environment.
 
-use std::time::Duration;
+use serde_json::{Map, Value, json};
 
-use serde_json::{Value, json};
-
+use crate::cli::client::{Catalog, Client};
 use crate::cli::failure::{Failure, Outcome, exit};
-use crate::cli::output::{BAD, Cell, DIM, Table, count, document, line, note, problem, shortened};
+use crate::cli::output::{BAD, Cell, DIM, Table, count, document, line, note, problem, shortened, warn};
 use crate::cli::place::Place;
 use crate::cli::run::bad_config;
 use crate::config::Config;
@@ -18,8 +18,6 @@ use crate::watch;
 
 /// A description is one line of many here.
 const DESCRIPTION_CHARS: usize = 90;
-/// On top of the time for its start, a server gets this long to tell its tools.
-const TELL_TIME: Duration = Duration::from_secs(15);
 
 /// Lists the tools that handlers can call: the built-in ones with their apps' queries and actions, and those of the MCP
 /// servers in mcp.json.
@@ -29,11 +27,72 @@ Examples:
   dirigent tools
   dirigent tools --json | jq '.mcp[].tools[].name'
 
-The MCP servers are started to be asked, with the environment of this shell, and stopped again. A
-handler may call those that its manifest's `requires.tools` or `requires.mcps` names.")]
+The running daemon is asked. Without one, MCP servers are started here, with the environment of this
+shell, and stopped again. A handler may call what its manifest's `requires.tools` or `requires.mcps`
+names.")]
 pub struct ToolsArgs {}
 
 pub async fn tools(place: &Place, _: &ToolsArgs) -> Outcome {
+    let Found { apps, servers, problems } = match asked(place).await? {
+        Some(found) => found,
+        None => looked_up(place).await?,
+    };
+    if place.json {
+        let builtin: Vec<Value> =
+            Builtin::ALL.iter().map(|tool| json!({ "name": tool.name(), "description": what(*tool) })).collect();
+        document(&json!({ "builtin": builtin, "apps": apps, "mcp": servers, "problems": problems }))?;
+    } else {
+        tell(&apps, &servers, &problems)?;
+    }
+    Ok(exit::FINE)
+}
+
+struct Found {
+    /// As `centraid_describe` summarises them.
+    apps: Vec<Value>,
+    servers: Vec<ServerTools>,
+    problems: Vec<Problem>,
+}
+
+/// What the running daemon says; `None` when there is none that answers.
+async fn asked(place: &Place) -> Result<Option<Found>, Failure> {
+    let Some(client) = Client::of(place)? else { return Ok(None) };
+    match client.tools().await {
+        Ok(Catalog { apps, mcp, problems }) => {
+            Ok(Some(Found { apps: apps.into_iter().map(summary).collect(), servers: mcp, problems }))
+        }
+        Err(failure) if failure.code == "daemon_silent" => {
+            warn(format_args!("{}; this is what the disk says", failure.message));
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// One app in short: `{id, …, queries: [{name, description?}], actions: […]}`, or with its `error`.
+fn summary(described: Value) -> Value {
+    let Value::Object(mut described) = described else { return described };
+    let mut short = match described.remove("app") {
+        Some(Value::Object(app)) => app,
+        _ => Map::new(),
+    };
+    for (key, value) in described {
+        let value = match value {
+            Value::Array(entries) => entries.iter().map(in_short).collect(),
+            other => other,
+        };
+        short.insert(key, value);
+    }
+    Value::Object(short)
+}
+
+fn in_short(entry: &Value) -> Value {
+    let members = ["name", "description"].into_iter().filter_map(|key| Some((key.to_owned(), entry.get(key)?.clone())));
+    Value::Object(members.collect())
+}
+
+/// What the disk says. Servers are started for it, and stopped again.
+async fn looked_up(place: &Place) -> Result<Found, Failure> {
     let config = Config::load(&place.root).map_err(bad_config)?;
     let apps = apps(place).await?;
     let mcp = Mcp::new(
@@ -47,16 +106,9 @@ pub async fn tools(place: &Place, _: &ToolsArgs) -> Outcome {
     if !configured.is_empty() && !place.json {
         note(format_args!("asking {}: {}", count(configured.len(), "MCP server"), configured.join(", ")));
     }
-    let servers = mcp.catalog(Duration::from_secs_f64(config.mcp.start_timeout_s) + TELL_TIME).await;
+    let servers = mcp.catalog(mcp.patience()).await;
     mcp.stop().await;
-    if place.json {
-        let builtin: Vec<Value> =
-            Builtin::ALL.iter().map(|tool| json!({ "name": tool.name(), "description": what(*tool) })).collect();
-        document(&json!({ "builtin": builtin, "apps": apps, "mcp": servers, "problems": problems }))?;
-    } else {
-        tell(&apps, &servers, &problems)?;
-    }
-    Ok(exit::FINE)
+    Ok(Found { apps, servers, problems })
 }
 
 /// What every built-in tool is for.

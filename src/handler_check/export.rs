@@ -2,13 +2,14 @@
 
 use oxc_ast::AstKind;
 use oxc_ast::ast::{
-    BindingPattern, Class, ExportDefaultDeclarationKind, Expression, FormalParameters, IdentifierReference,
+    BindingPattern, Class, ExportDefaultDeclarationKind, Expression, FormalParameters, Function, IdentifierReference,
     ModuleExportName, Program, Statement,
 };
 use oxc_semantic::Semantic;
 use oxc_span::{GetSpan, Span};
 
 use super::Contract;
+use super::shapes::UNKNOWN_ARGUMENT;
 use super::text::Findings;
 use crate::fire::ErrorCode;
 
@@ -21,6 +22,8 @@ pub struct Handler<'a> {
 /// What an expression visibly is, when it is no function.
 enum Seen<'a> {
     Function(&'a FormalParameters<'a>),
+    /// Calling it only makes an iterator, which nobody asks for anything.
+    Generator,
     NoFunction(&'static str),
     Unknown,
 }
@@ -41,7 +44,7 @@ pub fn check<'a>(semantic: &Semantic<'a>, contract: Contract, findings: &mut Fin
                     {
                         Seen::Unknown
                     }
-                    ExportDefaultDeclarationKind::FunctionDeclaration(function) => Seen::Function(&function.params),
+                    ExportDefaultDeclarationKind::FunctionDeclaration(function) => of_function(function),
                     ExportDefaultDeclarationKind::ClassDeclaration(_) => Seen::NoFunction(A_CLASS),
                     other => match other.as_expression() {
                         Some(expression) => seen(semantic, expression),
@@ -101,7 +104,17 @@ fn example(contract: Contract) -> &'static str {
 
 fn judged<'a>(seen: Seen<'a>, span: Span, contract: Contract, findings: &mut Findings<'_>) -> Option<Handler<'a>> {
     match seen {
-        Seen::Function(parameters) => Some(Handler { parameters }),
+        Seen::Function(parameters) => {
+            if contract == Contract::Automation {
+                surplus(parameters, findings);
+            }
+            Some(Handler { parameters })
+        }
+        Seen::Generator => {
+            let message = "the default export is a generator: a call of it runs nothing of its body";
+            findings.warning(span.start, "never_run", message, format!("write `{}`", example(contract)));
+            None
+        }
         Seen::Unknown => None,
         Seen::NoFunction(what) => {
             let message = format!("the default export is {what}, and must be a function");
@@ -112,10 +125,22 @@ fn judged<'a>(seen: Seen<'a>, span: Span, contract: Contract, findings: &mut Fin
     }
 }
 
+/// An automation is given one argument.
+fn surplus(parameters: &FormalParameters<'_>, findings: &mut Findings<'_>) {
+    let Some(second) = parameters.items.get(1).filter(|second| second.initializer.is_none()) else { return };
+    let message = "an automation is given one argument; this one is undefined";
+    let hint = format!("write `{}`", example(Contract::Automation));
+    findings.warning(second.span.start, UNKNOWN_ARGUMENT, message, hint);
+}
+
+fn of_function<'a>(function: &'a Function<'a>) -> Seen<'a> {
+    if function.generator { Seen::Generator } else { Seen::Function(&function.params) }
+}
+
 fn seen<'a>(semantic: &Semantic<'a>, expression: &'a Expression<'a>) -> Seen<'a> {
     match expression {
         Expression::ArrowFunctionExpression(arrow) => Seen::Function(&arrow.params),
-        Expression::FunctionExpression(function) => Seen::Function(&function.params),
+        Expression::FunctionExpression(function) => of_function(function),
         Expression::ClassExpression(_) => Seen::NoFunction(A_CLASS),
         Expression::ObjectExpression(_) => Seen::NoFunction("an object"),
         Expression::ArrayExpression(_) => Seen::NoFunction("an array"),
@@ -140,7 +165,7 @@ fn seen_name<'a>(semantic: &Semantic<'a>, name: &IdentifierReference<'a>) -> See
     // Called by others too, it may be given something else.
     let is_only_exported = scoping.get_resolved_reference_ids(symbol).len() == 1;
     let seen = match semantic.nodes().kind(scoping.symbol_declaration(symbol)) {
-        AstKind::Function(function) => Seen::Function(&function.params),
+        AstKind::Function(function) => of_function(function),
         AstKind::Class(Class { .. }) => return Seen::NoFunction(A_CLASS),
         AstKind::VariableDeclarator(declarator) => match (&declarator.id, &declarator.init) {
             (BindingPattern::BindingIdentifier(_), Some(Expression::Identifier(_)) | None) => Seen::Unknown,

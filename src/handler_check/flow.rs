@@ -1,22 +1,24 @@
 //! Where the objects of the contract go in one handler: which variable, which expression holds which of them.
 //!
-//! A variable is known when it is written once, where it is declared, and the value there is known. A parameter of a
-//! function of the handler's own is known when every use of the function is a call of it, and all calls give the same.
+//! A variable is known when it is written once, and the value there is known. A parameter of a function of the
+//! handler's own is known when every call of the function is seen ([`super::functions`]), and all give the same.
 //! Facts only grow, round by round, until nothing is new.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use oxc_ast::AstKind;
 use oxc_ast::ast::{
-    Argument, AssignmentTarget, BindingPattern, CallExpression, ChainElement, Expression, FormalParameters,
-    ObjectExpression, ObjectPattern, ObjectPropertyKind, PropertyKind,
+    Argument, AssignmentTarget, BindingPattern, CallExpression, ChainElement, Expression, ObjectExpression,
+    ObjectPattern, ObjectPropertyKind, PropertyKind,
 };
 use oxc_semantic::{AstNode, NodeId, Semantic, SymbolId};
-use oxc_syntax::operator::LogicalOperator;
+use oxc_span::{GetSpan, Span};
+use oxc_syntax::operator::{AssignmentOperator, LogicalOperator};
 
 use super::Contract;
 use super::export::Handler;
-use super::shapes::{self, Kind, Outcome, TX, Value};
+use super::functions::{self, Followed};
+use super::shapes::{self, Kind, Outcome, TX, UNKNOWN_ARGUMENT, Value};
 
 /// Rounds after which facts may stay unknown: each carries them one function further.
 const MAX_ROUNDS: usize = 20;
@@ -24,15 +26,29 @@ const MAX_ROUNDS: usize = 20;
 /// Links of one chain of members and calls that are followed.
 const MAX_LINKS: usize = 30;
 
+/// Choices and calls that are looked at for the texts of one expression.
+const MAX_TEXT_STEPS: usize = 1000;
+
 pub struct Flow<'s, 'a> {
     pub semantic: &'s Semantic<'a>,
     values: HashMap<SymbolId, Value>,
     /// Variables that hold one text for ever.
     texts: HashMap<SymbolId, &'a str>,
+    /// What the parameters of the handler's own functions are given, by each call that gives something.
+    given: HashMap<SymbolId, Vec<&'a Expression<'a>>>,
+    /// The parameters of the default export, by which it is known.
+    pub handler: Option<Span>,
     /// What is taken apart by which pattern.
     pub taken_apart: Vec<(&'a BindingPattern<'a>, Value)>,
     /// Some statement writes to `….ctx` or the like, so the argument of the handler may not be what it was.
     arguments_change: bool,
+}
+
+struct TextSearch<'a> {
+    found: Vec<(Span, &'a str)>,
+    /// Parameters whose calls were looked at.
+    entered: HashSet<SymbolId>,
+    steps: usize,
 }
 
 /// What one call tells of a parameter.
@@ -49,12 +65,15 @@ impl<'s, 'a> Flow<'s, 'a> {
     pub fn of(semantic: &'s Semantic<'a>, handler: Option<Handler<'a>>, contract: Contract) -> Self {
         let mut flow = Self {
             semantic,
+            handler: handler.map(|handler| handler.parameters.span),
             values: HashMap::new(),
             texts: HashMap::new(),
+            given: HashMap::new(),
             taken_apart: Vec::new(),
             arguments_change: false,
         };
-        let functions = flow.gather(contract);
+        let functions = functions::followed(semantic);
+        flow.gather(contract, &functions);
         for _ in 0..MAX_ROUNDS {
             let known = flow.values.len();
             flow.taken_apart.clear();
@@ -108,9 +127,7 @@ impl<'s, 'a> Flow<'s, 'a> {
 
     fn member(&self, of: Value, name: &str) -> Option<Value> {
         match of {
-            Value::Object(shape) if self.arguments_change && !shape.is_closed && shape.code == "unknown_argument" => {
-                None
-            }
+            Value::Object(shape) if self.arguments_change && !shape.is_closed && shape.code == UNKNOWN_ARGUMENT => None,
             Value::Object(shape) => shape.member(name),
             _ => None,
         }
@@ -125,6 +142,36 @@ impl<'s, 'a> Flow<'s, 'a> {
                 self.texts.get(&self.symbol(identifier.reference_id.get()?)?).copied()
             }
             _ => None,
+        }
+    }
+
+    /// All texts that an expression may stand for, with the places where they are written: both sides of a choice, and
+    /// what calls give to a parameter. Others that it may stand for besides are not seen.
+    pub fn texts(&self, expression: &Expression<'a>) -> Vec<(Span, &'a str)> {
+        let mut search = TextSearch { found: Vec::new(), entered: HashSet::new(), steps: MAX_TEXT_STEPS };
+        self.search_texts(expression, &mut search);
+        search.found
+    }
+
+    fn search_texts(&self, expression: &Expression<'a>, search: &mut TextSearch<'a>) {
+        let Some(left) = search.steps.checked_sub(1) else { return };
+        search.steps = left;
+        if let Some(text) = self.text(expression) {
+            search.found.push((expression.span(), text));
+            return;
+        }
+        match expression {
+            Expression::ConditionalExpression(choice) => {
+                self.search_texts(&choice.consequent, search);
+                self.search_texts(&choice.alternate, search);
+            }
+            Expression::LogicalExpression(either) => self.search_texts(&either.right, search),
+            Expression::Identifier(name) => {
+                let symbol = name.reference_id.get().and_then(|reference| self.symbol(reference));
+                let Some(symbol) = symbol.filter(|symbol| search.entered.insert(*symbol)) else { return };
+                self.given.get(&symbol).into_iter().flatten().for_each(|given| self.search_texts(given, search));
+            }
+            _ => {}
         }
     }
 
@@ -150,48 +197,32 @@ impl<'s, 'a> Flow<'s, 'a> {
 
     /// Where a variable is read.
     pub fn uses(&self, symbol: SymbolId) -> impl Iterator<Item = &AstNode<'a>> {
-        let nodes = self.semantic.nodes();
-        self.semantic.scoping().get_resolved_references(symbol).map(|reference| nodes.get_node(reference.node_id()))
+        functions::uses(self.semantic, symbol)
     }
 
     pub fn parent(&self, node: NodeId) -> AstKind<'a> {
         self.semantic.nodes().parent_kind(node)
     }
 
-    /// Written where it is declared, and nowhere else.
     pub fn is_constant(&self, symbol: SymbolId) -> bool {
-        let scoping = self.semantic.scoping();
-        !scoping.symbol_is_mutated(symbol) && scoping.symbol_redeclarations(symbol).is_empty()
+        functions::is_constant(self.semantic, symbol)
     }
 
-    /// Texts, whether arguments change, and the functions that can be followed with their calls.
-    fn gather(&mut self, contract: Contract) -> Vec<Followed<'a>> {
+    /// Texts, what parameters are given, and whether arguments change.
+    fn gather(&mut self, contract: Contract, functions: &[Followed<'a>]) {
         let given = shapes::arguments(contract).names();
-        let mut functions: Vec<(SymbolId, &'a FormalParameters<'a>)> = Vec::new();
         for node in self.semantic.nodes().iter() {
             match node.kind() {
                 AstKind::VariableDeclarator(declarator) => {
                     let BindingPattern::BindingIdentifier(name) = &declarator.id else { continue };
                     let (Some(symbol), Some(init)) = (name.symbol_id.get(), &declarator.init) else { continue };
-                    if !self.is_constant(symbol) {
-                        continue;
-                    }
-                    match init {
-                        Expression::StringLiteral(literal) => {
-                            self.texts.insert(symbol, literal.value.as_str());
-                        }
-                        Expression::ArrowFunctionExpression(arrow) => functions.push((symbol, &arrow.params)),
-                        // By a name of its own it could be called from within.
-                        Expression::FunctionExpression(function) if function.id.is_none() => {
-                            functions.push((symbol, &function.params));
-                        }
-                        _ => {}
-                    }
-                }
-                AstKind::Function(function) if function.is_declaration() => {
-                    let symbol = function.id.as_ref().and_then(|id| id.symbol_id.get());
-                    if let Some(symbol) = symbol.filter(|symbol| self.is_constant(*symbol)) {
-                        functions.push((symbol, &function.params));
+                    let text = match init {
+                        Expression::StringLiteral(literal) => Some(literal.value.as_str()),
+                        Expression::TemplateLiteral(template) => template.single_quasi().map(|text| text.as_str()),
+                        _ => None,
+                    };
+                    if let Some(text) = text.filter(|_| self.is_constant(symbol)) {
+                        self.texts.insert(symbol, text);
                     }
                 }
                 AstKind::AssignmentExpression(assignment) => {
@@ -205,23 +236,15 @@ impl<'s, 'a> Flow<'s, 'a> {
                 _ => {}
             }
         }
-        functions
-            .into_iter()
-            .filter_map(|(symbol, parameters)| {
-                let calls: Option<Vec<_>> = self.uses(symbol).map(|node| self.call_of(node)).collect();
-                Some(Followed { parameters, calls: calls?.into_iter().collect() })
-            })
-            .collect()
-    }
-
-    /// The call that calls what stands at `node`.
-    fn call_of(&self, node: &AstNode<'a>) -> Option<&'a CallExpression<'a>> {
-        match (node.kind(), self.parent(node.id())) {
-            (AstKind::IdentifierReference(name), AstKind::CallExpression(call)) => match &call.callee {
-                Expression::Identifier(callee) if callee.reference_id == name.reference_id => Some(call),
-                _ => None,
-            },
-            _ => None,
+        for function in functions {
+            for (index, parameter) in function.parameters.items.iter().enumerate() {
+                let BindingPattern::BindingIdentifier(name) = &parameter.pattern else { continue };
+                let symbol = name.symbol_id.get().filter(|symbol| self.is_constant(*symbol));
+                if let Some(symbol) = symbol {
+                    let given = function.calls.iter().filter_map(|call| argument(call, index)).collect();
+                    self.given.insert(symbol, given);
+                }
+            }
         }
     }
 
@@ -239,6 +262,16 @@ impl<'s, 'a> Flow<'s, 'a> {
                         let mut bound = Bound::new();
                         self.bind_expression(&declarator.id, init, &mut bound);
                         self.keep(bound);
+                    }
+                }
+                // The one place where a variable gets its value, when it is kept at all.
+                AstKind::AssignmentExpression(assignment) if assignment.operator == AssignmentOperator::Assign => {
+                    if let AssignmentTarget::AssignmentTargetIdentifier(name) = &assignment.left
+                        && let Some(symbol) = name.reference_id.get().and_then(|reference| self.symbol(reference))
+                        && self.is_constant(symbol)
+                        && let Some(value) = self.value(&assignment.right)
+                    {
+                        self.values.entry(symbol).or_insert(value);
                     }
                 }
                 AstKind::CallExpression(call) => self.enter_transaction(call),
@@ -273,9 +306,7 @@ impl<'s, 'a> Flow<'s, 'a> {
             let mut agreed: Option<Bound> = None;
             for call in &function.calls {
                 let mut bound = Bound::new();
-                let before = call.arguments.iter().take(index + 1);
-                let is_plain = before.clone().count() > index && !before.into_iter().any(Argument::is_spread);
-                if is_plain && let Some(given) = call.arguments.get(index).and_then(Argument::as_expression) {
+                if let Some(given) = argument(call, index) {
                     self.bind_expression(&parameter.pattern, given, &mut bound);
                 }
                 agreed = Some(match agreed {
@@ -365,10 +396,10 @@ impl<'s, 'a> Flow<'s, 'a> {
     }
 }
 
-/// A function of the handler's own, all of whose uses are calls.
-struct Followed<'a> {
-    parameters: &'a FormalParameters<'a>,
-    calls: Vec<&'a CallExpression<'a>>,
+/// What a call gives in this place, when nothing spread before it may shift it.
+fn argument<'a>(call: &'a CallExpression<'a>, index: usize) -> Option<&'a Expression<'a>> {
+    let mut before = call.arguments.iter().take(index + 1);
+    if before.any(Argument::is_spread) { None } else { call.arguments.get(index)?.as_expression() }
 }
 
 /// What two calls agree on.

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use oxc_ast::AstKind;
-use oxc_ast::ast::{AssignmentTarget, Expression};
+use oxc_ast::ast::{AssignmentTarget, Expression, IdentifierName};
 use oxc_semantic::Semantic;
-use oxc_syntax::operator::UnaryOperator;
+use oxc_syntax::operator::{BinaryOperator, UnaryOperator};
 
 use super::Contract;
 use super::export::IMPORT_HINT;
+use super::guards::is_tested;
 use super::shapes::{NO_NETWORK, arguments};
 use super::text::Findings;
 use crate::core::near_name::nearest;
@@ -128,6 +129,7 @@ pub fn check(semantic: &Semantic<'_>, contract: Contract, findings: &mut Finding
     let nodes = semantic.nodes();
     let mut asked_for: HashSet<&str> = HashSet::new();
     let mut makes_globals = false;
+    let mut members: Vec<&IdentifierName<'_>> = Vec::new();
     for node in nodes.iter() {
         match node.kind() {
             AstKind::UnaryExpression(unary) if unary.operator == UnaryOperator::Typeof => {
@@ -157,13 +159,25 @@ pub fn check(semantic: &Semantic<'_>, contract: Contract, findings: &mut Finding
                 let message = "import() is not possible: a handler is one module and imports nothing";
                 findings.error(import.span.start, ErrorCode::HandlerLoad.as_str(), message, IMPORT_HINT);
             }
+            AstKind::BinaryExpression(test) if test.operator == BinaryOperator::In => {
+                if let Expression::StringLiteral(name) = &test.left {
+                    asked_for.insert(name.value.as_str());
+                }
+            }
             AstKind::StaticMemberExpression(member) if is_global_this(&member.object) => {
-                let name = member.property.name.as_str();
-                if let Some(hint) = absent(name) {
-                    absent_global(findings, member.property.span.start, name, hint.to_owned());
+                if is_tested(semantic, node.id(), member.span) {
+                    asked_for.insert(member.property.name.as_str());
+                } else {
+                    members.push(&member.property);
                 }
             }
             _ => {}
+        }
+    }
+    for property in members {
+        let name = property.name.as_str();
+        if let Some(hint) = absent(name).filter(|_| !asked_for.contains(name)) {
+            absent_global(findings, property.span.start, name, hint.to_owned());
         }
     }
     for (name, references) in semantic.scoping().root_unresolved_references() {

@@ -1,24 +1,25 @@
 //! Uses of the contract's objects: members that are not there, calls of what is no function, promises that nobody
 //! awaits, and the calls that the manifest has a say in.
 
-use std::collections::HashSet;
-
 use oxc_ast::AstKind;
-use oxc_ast::ast::{Argument, BindingPattern, CallExpression, ChainElement, Expression};
+use oxc_ast::ast::{
+    Argument, AssignmentTarget, AssignmentTargetMaybeDefault, AssignmentTargetProperty, BindingPattern, CallExpression,
+    ChainElement, Expression, ObjectAssignmentTarget, ObjectPropertyKind,
+};
 use oxc_semantic::NodeId;
 use oxc_span::{GetSpan, Span};
-use oxc_syntax::operator::{BinaryOperator, LogicalOperator, UnaryOperator};
+use oxc_syntax::operator::UnaryOperator;
 
 use super::flow::{Flow, is_cancelled};
-use super::shapes::{ANY_OBJECT, Function, Kind, PROMISE_MEMBERS, Shape, Value, hint};
+use super::guards::Guards;
+use super::shapes::{ANY_OBJECT, Function, Kind, PROMISE_MEMBERS, Shape, UNKNOWN_ARGUMENT, Value, hint};
 use super::text::Findings;
-use crate::fire::{AutomationId, Handle};
+use crate::fire::{AutomationId, Handle, Problem};
 
 const NOT_AWAITED: &str = "not_awaited";
 
 pub fn check<'a>(flow: &Flow<'_, 'a>, findings: &mut Findings<'_>) {
-    let asked = asked_with_in(flow);
-    let mut checker = Checker { flow, findings, asked };
+    let mut checker = Checker { flow, findings, guards: Guards::of(flow) };
     for (pattern, value) in &flow.taken_apart {
         checker.taken_apart(pattern, *value);
     }
@@ -27,19 +28,10 @@ pub fn check<'a>(flow: &Flow<'_, 'a>, findings: &mut Findings<'_>) {
     }
 }
 
-/// Names that the handler itself asks for with `'name' in object`: it knows that they may be absent.
-fn asked_with_in<'a>(flow: &Flow<'_, 'a>) -> HashSet<&'a str> {
-    let names = flow.semantic.nodes().iter().filter_map(|node| match node.kind() {
-        AstKind::BinaryExpression(test) if test.operator == BinaryOperator::In => flow.text(&test.left),
-        _ => None,
-    });
-    names.collect()
-}
-
 struct Checker<'f, 's, 'a, 'x, 't> {
     flow: &'f Flow<'s, 'a>,
     findings: &'x mut Findings<'t>,
-    asked: HashSet<&'a str>,
+    guards: Guards<'a>,
 }
 
 impl<'a> Checker<'_, '_, 'a, '_, '_> {
@@ -59,14 +51,38 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
             }
             AstKind::CallExpression(call) => self.call(call),
             AstKind::ExpressionStatement(statement) => self.dropped(&statement.expression),
-            AstKind::LogicalExpression(logical) if logical.operator != LogicalOperator::And => {
-                self.always_true(&logical.left);
-            }
+            AstKind::LogicalExpression(logical) => self.always_true(&logical.left),
             AstKind::UnaryExpression(unary) if unary.operator == UnaryOperator::LogicalNot => {
                 self.always_true(&unary.argument);
             }
             AstKind::IfStatement(statement) => self.always_true(&statement.test),
             AstKind::ConditionalExpression(conditional) => self.always_true(&conditional.test),
+            AstKind::WhileStatement(statement) => self.always_true(&statement.test),
+            AstKind::DoWhileStatement(statement) => self.always_true(&statement.test),
+            AstKind::AssignmentExpression(assignment) => {
+                if let AssignmentTarget::ObjectAssignmentTarget(target) = &assignment.left {
+                    self.assigned_apart(target, &assignment.right);
+                }
+            }
+            AstKind::BinaryExpression(binary) if binary.operator.is_arithmetic() || binary.operator.is_compare() => {
+                self.not_a_value(&binary.left, "and there is nothing to calculate or compare");
+                self.not_a_value(&binary.right, "and there is nothing to calculate or compare");
+            }
+            AstKind::TemplateLiteral(template)
+                if !matches!(self.flow.parent(id), AstKind::TaggedTemplateExpression(_)) =>
+            {
+                template.expressions.iter().for_each(|it| self.not_a_value(it, "which has no text"));
+            }
+            AstKind::ForOfStatement(statement) => self.not_a_value(&statement.right, "which is no list"),
+            AstKind::SpreadElement(spread) => self.not_a_value(&spread.argument, "which has nothing in it"),
+            AstKind::ReturnStatement(statement) => {
+                if let Some(returned) = &statement.argument {
+                    self.returned(id, returned);
+                }
+            }
+            AstKind::ArrowFunctionExpression(arrow) if self.flow.handler == Some(arrow.params.span) => {
+                arrow.body.as_expression().into_iter().for_each(|returned| self.result(returned));
+            }
             _ => {}
         }
     }
@@ -104,15 +120,15 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
 
     fn written(&mut self, shape: &Shape, name: &str, at: Span) {
         // The argument itself is an object like any other.
-        if shape.code != "unknown_argument" {
+        if shape.code != UNKNOWN_ARGUMENT {
             let message = format!("{}.{name} cannot be set: {} is read-only", shape.name, shape.name);
             let hint = "what is to last goes into ctx.state.set(key, value), all else into variables";
             self.findings.error(at.start, "read_only", message, hint);
         }
     }
 
-    fn unknown(&mut self, shape: &Shape, name: &str, at: Span, is_called: bool) {
-        let is_there = shape.member(name).is_some() || ANY_OBJECT.contains(&name) || self.asked.contains(name);
+    fn unknown(&mut self, shape: &'static Shape, name: &str, at: Span, is_called: bool) {
+        let is_there = shape.member(name).is_some() || ANY_OBJECT.contains(&name) || self.guards.covers(shape, name);
         if is_there {
             return;
         }
@@ -120,9 +136,10 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
         if shape.is_closed {
             let message = format!("{}.{name} does not exist", shape.name);
             self.findings.error(at.start, shape.code, message, hint);
-        } else if shape.code == "unknown_argument" {
+        } else if shape.code == UNKNOWN_ARGUMENT {
             let message = format!("`{name}` is no part of {}; it is undefined", shape.name);
-            self.findings.warning(at.start, shape.code, message, hint);
+            let problem = if is_called { Problem::error } else { Problem::warning };
+            self.findings.add(at.start, problem(shape.code, "", message).with_hint(hint));
         } else if is_called {
             let message = format!("{}.{name} does not exist", shape.name);
             self.findings.error(at.start, shape.code, message, hint);
@@ -154,10 +171,40 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
         }
     }
 
+    /// `({ tool, tol } = ctx)`
+    fn assigned_apart(&mut self, target: &ObjectAssignmentTarget<'a>, given: &Expression<'a>) {
+        let Some(value) = self.flow.value(given) else { return };
+        for property in &target.properties {
+            let (name, at, has_default) = match property {
+                AssignmentTargetProperty::AssignmentTargetPropertyIdentifier(it) => {
+                    (Some(it.binding.name.as_str().into()), it.binding.span, it.init.is_some())
+                }
+                AssignmentTargetProperty::AssignmentTargetPropertyProperty(it) => {
+                    let has_default =
+                        matches!(it.binding, AssignmentTargetMaybeDefault::AssignmentTargetWithDefault(_));
+                    (it.name.static_name(), it.name.span(), has_default)
+                }
+            };
+            match (value, name) {
+                (Value::Object(shape), Some(name)) if shape.is_closed || !has_default => {
+                    self.unknown(shape, &name, at, false);
+                }
+                (Value::Promise(function), _) => {
+                    self.not_awaited(function, target.span, "which has none of these members");
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn call(&mut self, call: &'a CallExpression<'a>) {
         let at = call.callee.span();
-        match self.flow.value(&call.callee) {
-            Some(Value::Object(shape)) if shape.code != "unknown_argument" => {
+        let callee = self.flow.value(&call.callee);
+        if let Some(Value::Function(_)) = callee {
+            call.arguments.iter().filter_map(Argument::as_expression).for_each(|given| self.crosses(given));
+        }
+        match callee {
+            Some(Value::Object(shape)) if shape.code != UNKNOWN_ARGUMENT => {
                 let message = format!("{} is no function", shape.name);
                 let hint = format!("{} has: {}", shape.name, shape.names().join(", "));
                 self.findings.error(at.start, "not_a_function", message, hint);
@@ -175,12 +222,13 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
 
     fn tool(&mut self, call: &'a CallExpression<'a>) {
         let Some(first) = call.arguments.first().and_then(Argument::as_expression) else { return };
-        let Some(name) = self.flow.text(first) else { return };
         let app = match call.arguments.get(1) {
             Some(Argument::ObjectExpression(object)) => self.flow.text_member(object, "app").map(str::to_owned),
             _ => None,
         };
-        self.findings.tool_call(first.span().start, name, app);
+        for (at, name) in self.flow.texts(first) {
+            self.findings.tool_call(at.start, name, app.clone());
+        }
     }
 
     fn invoke(&mut self, call: &'a CallExpression<'a>) {
@@ -237,6 +285,48 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
     fn always_true(&mut self, tested: &Expression<'a>) {
         if let Some(Value::Promise(function)) = self.flow.value(tested) {
             self.not_awaited(function, tested.span(), "which is always true");
+        }
+    }
+
+    fn not_a_value(&mut self, expression: &Expression<'a>, but: &str) {
+        if let Some(Value::Promise(function)) = self.flow.value(expression) {
+            self.not_awaited(function, expression.span(), but);
+        }
+    }
+
+    /// What leaves the handler as JSON, where a promise becomes `{}`.
+    fn crosses(&mut self, expression: &Expression<'a>) {
+        match expression {
+            Expression::ObjectExpression(object) => {
+                for property in &object.properties {
+                    if let ObjectPropertyKind::ObjectProperty(property) = property {
+                        self.crosses(&property.value);
+                    }
+                }
+            }
+            Expression::ArrayExpression(array) => {
+                array.elements.iter().filter_map(|element| element.as_expression()).for_each(|it| self.crosses(it));
+            }
+            _ => self.not_a_value(expression, "which is {} in JSON"),
+        }
+    }
+
+    /// `return …`, when it is the default export's own.
+    fn returned(&mut self, node: NodeId, returned: &Expression<'a>) {
+        let around = self.flow.semantic.nodes().ancestor_kinds(node).find_map(|kind| match kind {
+            AstKind::Function(function) => Some(function.params.span),
+            AstKind::ArrowFunctionExpression(arrow) => Some(arrow.params.span),
+            _ => None,
+        });
+        if around.is_some() && around == self.flow.handler {
+            self.result(returned);
+        }
+    }
+
+    /// A promise in place of the whole is awaited; a promise in it is not.
+    fn result(&mut self, returned: &Expression<'a>) {
+        if matches!(returned, Expression::ObjectExpression(_)) {
+            self.crosses(returned);
         }
     }
 

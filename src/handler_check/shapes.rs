@@ -11,6 +11,8 @@ pub struct Shape {
     pub code: &'static str,
     /// Reading an unknown member throws; of others it is `undefined`.
     pub is_closed: bool,
+    /// Whoever asks if it has a member means that, as one asks a log for `debug`.
+    pub may_be_tested: bool,
     pub members: &'static [(&'static str, Value)],
 }
 
@@ -134,22 +136,24 @@ pub const ANY_OBJECT: &[&str] = &[
 
 pub const PROMISE_MEMBERS: &[&str] = &["then", "catch", "finally"];
 
-const ARGUMENT: &str = "unknown_argument";
+pub const UNKNOWN_ARGUMENT: &str = "unknown_argument";
 const CTX_MEMBER: &str = "unknown_ctx_member";
 const LOG_MEMBER: &str = "unknown_log_member";
 const DB_MEMBER: &str = "unknown_db_member";
 
 static AUTOMATION: Shape = Shape {
     name: "an automation's argument",
-    code: ARGUMENT,
+    code: UNKNOWN_ARGUMENT,
     is_closed: false,
+    may_be_tested: false,
     members: &[("ctx", Value::Object(&CTX)), ("log", Value::Object(&LOG)), ("input", Value::Other)],
 };
 
 static QUERY: Shape = Shape {
     name: "a query's argument",
-    code: ARGUMENT,
+    code: UNKNOWN_ARGUMENT,
     is_closed: false,
+    may_be_tested: false,
     members: &[
         ("db", Value::Object(&DB)),
         ("log", Value::Object(&LOG)),
@@ -161,8 +165,9 @@ static QUERY: Shape = Shape {
 
 static ACTION: Shape = Shape {
     name: "an action's argument",
-    code: ARGUMENT,
+    code: UNKNOWN_ARGUMENT,
     is_closed: false,
+    may_be_tested: false,
     members: &[
         ("db", Value::Object(&DB)),
         ("log", Value::Object(&LOG)),
@@ -176,6 +181,7 @@ static CTX: Shape = Shape {
     name: "ctx",
     code: CTX_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     members: &[
         ("tool", function(&TOOL)),
         ("agent", function(&AGENT)),
@@ -193,6 +199,7 @@ static STATE: Shape = Shape {
     name: "ctx.state",
     code: CTX_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     members: &[
         ("get", function(&STATE_GET)),
         ("set", function(&STATE_SET)),
@@ -205,6 +212,7 @@ static RUNS: Shape = Shape {
     name: "ctx.runs",
     code: CTX_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     members: &[("last", function(&RUNS_LAST)), ("list", function(&RUNS_LIST))],
 };
 
@@ -212,6 +220,7 @@ static RUN: Shape = Shape {
     name: "ctx.run",
     code: CTX_MEMBER,
     is_closed: false,
+    may_be_tested: false,
     members: &[
         ("id", Value::Other),
         ("automationId", Value::Other),
@@ -225,6 +234,7 @@ static TRIGGER: Shape = Shape {
     name: "ctx.run.trigger",
     code: CTX_MEMBER,
     is_closed: false,
+    may_be_tested: false,
     members: &[
         ("origin", Value::Other),
         ("scheduledFor", Value::Other),
@@ -237,6 +247,7 @@ static LOG: Shape = Shape {
     name: "log",
     code: LOG_MEMBER,
     is_closed: false,
+    may_be_tested: true,
     members: &[("info", function(&LOG_INFO)), ("warn", function(&LOG_WARN)), ("error", function(&LOG_ERROR))],
 };
 
@@ -244,6 +255,7 @@ static DB: Shape = Shape {
     name: "db",
     code: DB_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     members: &[("prepare", function(&PREPARE)), ("exec", function(&EXEC)), ("transaction", function(&TRANSACTION))],
 };
 
@@ -251,6 +263,7 @@ pub static TX: Shape = Shape {
     name: "tx",
     code: DB_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     // It refuses a transaction within one, in words of its own.
     members: &[("prepare", function(&PREPARE)), ("exec", function(&EXEC)), ("transaction", Value::Other)],
 };
@@ -259,6 +272,7 @@ static STATEMENT: Shape = Shape {
     name: "db.prepare()",
     code: DB_MEMBER,
     is_closed: true,
+    may_be_tested: false,
     members: &[("get", function(&GET)), ("all", function(&ALL)), ("run", function(&RUN_SQL))],
 };
 
@@ -330,9 +344,17 @@ pub fn hint(shape: &Shape, name: &str) -> String {
     if let Some((_, _, hint)) = EXPECTED.iter().find(|(owner, expected, _)| *owner == shape.name && *expected == name) {
         return (*hint).to_owned();
     }
+    if shape.code == UNKNOWN_ARGUMENT
+        && let Some((owner, _)) = shape.members.iter().find(|(_, value)| match value {
+            Value::Object(shape) => shape.member(name).is_some(),
+            _ => false,
+        })
+    {
+        return format!("did you mean `{owner}.{name}`? Take `{owner}` out of the argument: ({{ {owner} }}) => …");
+    }
     let known = shape.names();
     match crate::core::near_name::nearest(name, &known) {
-        Some(near) if shape.code == ARGUMENT => format!("did you mean `{near}`?"),
+        Some(near) if shape.code == UNKNOWN_ARGUMENT => format!("did you mean `{near}`?"),
         Some(near) => format!("did you mean `{}.{near}`?", shape.name),
         None => format!("{} has: {}", shape.name, known.join(", ")),
     }

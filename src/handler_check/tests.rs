@@ -59,6 +59,22 @@ fn members_that_are_not_there() {
         ("/* äö💥 */ ctx.nope", &["2:15 unknown_ctx_member"]),
         ("my.ctx.nope; this.ctx.nope", &["2:1 ?absent_global `my`"]),
         ("class A { #ctx = 1; get() { return this.#ctx.nope } }", &[]),
+        ("let c; c = ctx; return c.nope", &["2:26 unknown_ctx_member"]),
+        ("let c; if (input) c = ctx; else c = {}; return c.nope", &[]),
+        ("for (let c of [{}]) { c.nope; c = ctx }", &[]),
+        ("let c = {}; c.nope(); c = ctx", &[]),
+        (
+            "let tol, put; ({ tol } = ctx); ({ put, set: put } = ctx.state)",
+            &["2:18 unknown_ctx_member ctx.tol", "2:35 unknown"],
+        ),
+        ("let at; ({ at = 1 } = ctx.run)", &[]),
+        ("if (Object.hasOwn(ctx, 'batch')) ctx.batch()", &[]),
+        ("ctx.hasOwnProperty('a') && ctx.a; Object.prototype.hasOwnProperty.call(ctx, 'b') && ctx.b", &[]),
+        ("Reflect.has(ctx, 'c') ? ctx.c : ctx.d", &["2:37 unknown_ctx_member ctx.d"]),
+        ("if (ctx.fetch) return 1", &["2:9 unknown_ctx_member"]),
+        ("if (log.debug) log.debug('x'); (log.trace ?? log.info)('x'); log.fatal?.('x')", &[]),
+        ("if (input && log.debug) log.debug('x')", &[]),
+        ("return ctx.run.trigger.kind ?? 'x'", &["2:24 ?unknown_ctx_member"]),
     ] {
         check(&body(text), Contract::Automation, expected);
     }
@@ -94,6 +110,22 @@ fn objects_are_followed_into_functions_of_the_handlers_own() {
         ("export default ({ ctx }) => f(ctx);\nfunction f(c = null) { c.nope }", &["2:26 unknown_ctx_member"]),
         ("export default ({ ctx, db, wait = 5, ...rest }) => 1", &["1:24 ?unknown_argument `db` is no part of"]),
         ("export default (args) => args.context", &["1:31 ?unknown_argument `context`"]),
+        ("export default (ctx) => ctx.tool('a.b')", &["1:29 unknown_argument `tool` is no part of"]),
+        ("export default (args) => { args.help = () => 1; return args.help() }", &[]),
+        ("export default (args) => { Object.assign(args, { help() {} }); return args.help() }", &[]),
+        ("export default async (ctx, log, input) => {}", &["1:28 ?unknown_argument an automation is given one"]),
+        ("export default async (args, helpers = {}) => helpers", &[]),
+        ("export default ({ ctx }) => ((c) => c.nope)(ctx)", &["1:39 unknown_ctx_member"]),
+        ("export default ({ ctx }) => (function f(c) { f({}); c.nope })(ctx)", &[]),
+        ("const f = function g(c) { c.nope };\nexport default ({ ctx }) => f(ctx)", &["1:29 unknown_ctx_member"]),
+        (
+            "const s = { f(c) { c.nope }, g: (c) => c.gone };\nexport default ({ ctx }) => s.f(ctx) + s.g({})",
+            &["1:22 unknown"],
+        ),
+        ("const s = { f(c) { c.nope } };\nexport default ({ ctx }) => s.f(ctx) + [1].map(s.f)", &[]),
+        ("const s = { f(c) { c.nope }, g() { this.f({}) } };\nexport default ({ ctx }) => s.f(ctx)", &[]),
+        ("const s = { f(c) { c.nope } };\ns.f = (c) => c;\nexport default ({ ctx }) => s.f(ctx)", &[]),
+        ("const s = { f(c) { c.nope } };\nexport default ({ ctx, input }) => s.f(ctx) + s[input]({})", &[]),
         ("function f() { return ctx.tool('a.b') }\nexport default ({ ctx }) => f()", &["1:23 ?absent_global `ctx`"]),
     ] {
         check(source, Contract::Automation, expected);
@@ -123,6 +155,27 @@ fn promises_that_nobody_awaits() {
         ("const [a] = ctx.runs.list()", &["2:7 ?not_awaited"]),
         ("const { output } = await ctx.invoke('x'); return output", &[]),
         ("const p = ctx.tool('a.b'); return p.then((x) => x.y)", &[]),
+        (
+            "if (ctx.state.get('a') && input) return",
+            &["2:5 ?not_awaited ctx.state.get(…) gives a promise, which is always"],
+        ),
+        ("while (ctx.state.get('a')) await 1", &["2:8 ?not_awaited"]),
+        ("return ctx.state.get('n') + 1", &["2:8 ?not_awaited ctx.state.get(…) gives a promise, and there is nothing"]),
+        ("return `${ctx.state.get('n')}`", &["2:11 ?not_awaited ctx.state.get(…) gives a promise, which has no text"]),
+        ("return ctx.state.get('n') instanceof Promise", &[]),
+        (
+            "for (const run of ctx.runs.list()) log.info(run)",
+            &["2:19 ?not_awaited ctx.runs.list(…) gives a promise, which is no"],
+        ),
+        ("for await (const text of [ctx.agent({ prompt: '' })]) log.info(text)", &[]),
+        ("return [...ctx.runs.list()]", &["2:12 ?not_awaited"]),
+        (
+            "return { output: { n: [ctx.state.get('n')] } }",
+            &["2:24 ?not_awaited ctx.state.get(…) gives a promise, which is {} in"],
+        ),
+        ("const f = () => { return { a: ctx.state.get('n') } }; return { output: await f().a }", &[]),
+        ("await ctx.state.set('a', { b: ctx.state.get('b') })", &["2:31 ?not_awaited"]),
+        ("await Promise.all([ctx.state.get('b')])", &[]),
     ] {
         check(&body(text), Contract::Automation, expected);
     }
@@ -169,6 +222,8 @@ fn modules() {
         ("let h = 5; h = () => {}; export default h", &[]),
         ("export default make(); function make() { return () => {} }", &[]),
         ("export { h as default }; class h {}", &["1:10 no_default_export"]),
+        ("export default function* () {}", &["1:16 ?never_run the default export is a generator"]),
+        ("const h = async function* () {}; export default h", &["1:49 ?never_run"]),
         ("import fs from 'node:fs';\nexport default () => fs", &["1:16 handler_load import of \"node:fs\" is not"]),
         ("export { default } from './x.js'", &["1:25 handler_load import of \"./x.js\""]),
         ("export * from './x.js'; export default () => 1", &["1:15 handler_load"]),
@@ -211,6 +266,8 @@ fn names_that_are_declared_nowhere() {
         ),
         ("return Deno.cwd() + globalThis.process", &["2:8 ?absent_global `Deno`", "2:32 ?absent_global `process`"]),
         ("globalThis.fetch2 = () => 1; return fetch2()", &[]),
+        ("if (globalThis.fetch) return fetch('x'); return globalThis.process?.env", &[]),
+        ("return 'Buffer' in globalThis ? Buffer.from('x') : null", &[]),
         ("return setTimeout(() => {}, 1), structuredClone({}), crypto.randomUUID, Intl, escape(''), undefined", &[]),
         ("return (function () { return arguments.length })()", &[]),
         ("const total = 1; return totla", &["2:25 ?absent_global `totla`"]),
@@ -243,11 +300,42 @@ fn what_differs_when_a_run_is_replayed() {
         ("return input.at ?? Date.now()", &["2:20 ?differs_on_replay"]),
         ("const began = Date.now(); await ctx.tool('a.b'); log.info(Date.now() - began)", &[]),
         ("const began = Date.now(); return began", &["2:15 ?differs_on_replay"]),
+        ("const end = Date.now() + 5e3; while (Date.now() < end) await input", &[]),
+        ("const end = Date.now() + 5e3; return end", &["2:13 ?differs_on_replay"]),
+        ("return Date.now() - 86_400_000", &["2:8 ?differs_on_replay"]),
+        ("if (Date.now() > input.until) return", &["2:5 ?differs_on_replay"]),
+        ("const { scheduledFor = Date.now(), missed = Date.now() } = ctx.run.trigger", &["2:45 ?differs_on_replay"]),
+        ("const { scheduledFor: at = Date.now() } = ctx.run.trigger", &[]),
+        ("const at = ctx.run.trigger.scheduledFor; return at ?? Date.now()", &["2:55 ?differs_on_replay"]),
+        ("await new Promise((done) => setTimeout(done, 50 * Math.random()))", &[]),
+        ("return [Date(), crypto.getRandomValues(new Uint8Array(1))]", &["2:9 ?differs", "2:17 ?differs"]),
         ("log.info('x', { at: Date.now(), id: crypto.randomUUID() }); console.log(new Date().toISOString())", &[]),
         ("return new Date(input.at)", &[]),
         ("const Date = { now: () => 1 }; return Date.now()", &[]),
     ] {
         check(&body(text), Contract::Automation, expected);
+    }
+}
+
+#[test]
+fn names_of_tools_are_followed_to_where_they_are_written() {
+    for (text, expected) in [
+        ("const T = `a.b`; await ctx.tool(T)", &["a.b"][..]),
+        ("await ctx.tool(input ? 'a.b' : 'c.d')", &["a.b", "c.d"]),
+        ("await ctx.tool(input ?? 'a.b')", &["a.b"]),
+        (
+            "const call = (name, args) => ctx.tool(name, args); await call('a.b'); await call('c.d', {})",
+            &["a.b", "c.d"],
+        ),
+        ("const call = (name) => ctx.tool(name); await call(input); [].map(call)", &[]),
+        ("const call = (name) => ctx.tool(name); await call(...input, 'a.b')", &[]),
+        ("const call = (name) => { name = 'x'; return ctx.tool(name) }; await call('a.b')", &[]),
+        ("function f(n) { return f(n) + ctx.tool(n) } await f('a.b')", &["a.b"]),
+        ("for (const name of ['a.b']) await ctx.tool(name)", &[]),
+    ] {
+        let study = study(&body(text), Contract::Automation);
+        let names: Vec<&str> = study.tool_calls.iter().map(|call| call.name.as_str()).collect();
+        assert_eq!(names, expected, "{text}");
     }
 }
 

@@ -57,6 +57,8 @@ pub const MCP_NOT_CONFIGURED: &str = "mcp_not_configured";
 
 /// While a server is up, its entry is looked at again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// On top of the time for its start, a server gets this long to tell its tools.
+const TELL_TIME: Duration = Duration::from_secs(15);
 /// A response carries more than its value: the protocol's own words, and the quotes of a text that is JSON.
 const MESSAGE_SPARE: u64 = 64 * 1024;
 
@@ -102,13 +104,13 @@ impl McpConfig {
 }
 
 /// What one server offers, or why that cannot be said.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerTools {
     pub server: String,
     /// `{name, title?, description?, inputSchema, outputSchema?, …}` each, as the server tells it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<Value>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<CallError>,
 }
 
@@ -201,6 +203,11 @@ impl Mcp {
                 format!("{server}.{tool}: no answer within {limit} s (`call_timeout_s` of `[mcp]` in dirigent.toml)");
             Err(CallError::new(MCP_TIMEOUT, message))
         })
+    }
+
+    /// What a server may take to start and to tell its tools.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs_f64(self.inner.config.start_timeout_s) + TELL_TIME
     }
 
     /// What all servers offer, by name; they are started for it. A server that does not tell within `patience` says so.

@@ -370,6 +370,8 @@ async fn a_key_makes_one_fire_of_many_posts_also_after_a_kill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_answer_in_one_shape_with_the_status_of_their_code() {
     let root = Root::copy_of("fixtures/apps");
+    // Its server comes from npm, and has tests of its own.
+    std::fs::remove_file(root.join("mcp.json")).expect("it names a server");
     root.write("broken/app.json", "{");
     root.write("bad/app.json", "{\"queries\": [{\"name\": \"throws\"}]}");
     root.write("bad/queries/throws.js", "export default () => { throw new Error('on purpose'); };");
@@ -414,6 +416,7 @@ async fn tools_answer_in_one_shape_with_the_status_of_their_code() {
     };
     assert_eq!(app("bookshelf")["queries"][0]["name"], "books");
     assert_eq!(app("broken")["error"]["code"], "INVALID_MANIFEST");
+    assert_eq!((&catalog["mcp"], &catalog["problems"]), (&json!([]), &json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

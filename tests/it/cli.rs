@@ -56,6 +56,37 @@ fn a_scaffold_is_valid_runs_and_is_enabled() {
     assert_eq!(state(&root), "disabled");
 }
 
+/// A variable that only the daemon has tells who started the MCP server.
+#[test]
+fn tools_are_asked_of_the_daemon_when_one_runs() {
+    let root = Root::copy_of("fixtures/apps");
+    root.write("broken/app.json", "{\"queries\": 5}");
+    root.write(
+        "mcp.json",
+        r#"{"mcpServers": {"one": {"command": "no-such-program", "env": {"K": "${ONLY_THE_DAEMON}"}}, "half": {}}}"#,
+    );
+    let tools = || json(&root.cli(&["tools", "--json"]));
+    let error = |told: &Value, server: &str| {
+        let servers = told["mcp"].as_array().expect("servers").clone();
+        servers.into_iter().find(|entry| entry["server"] == server).expect("listed")["error"]["code"].clone()
+    };
+    let alone = tools();
+    assert_eq!(error(&alone, "one"), "mcp_not_configured");
+
+    let mut daemon = root.serve_with(&["--hooks", "127.0.0.1:0"], &[("ONLY_THE_DAEMON", "x")]);
+    let asked = tools();
+    assert_eq!((error(&asked, "one"), error(&asked, "half")), ("mcp_failed".into(), "mcp_not_configured".into()));
+    assert_eq!((&asked["apps"], &asked["builtin"]), (&alone["apps"], &alone["builtin"]));
+    assert_eq!(asked["problems"][0]["field"], "mcpServers.half");
+    let shown = root.cli(&["tools"]);
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(text.contains("bookshelf: query books") && text.contains("no-such-program"), "{text}");
+    assert!(!String::from_utf8_lossy(&shown.stderr).contains("asking"), "{shown:?}");
+
+    daemon.kill();
+    assert_eq!(error(&tools(), "one"), "mcp_not_configured");
+}
+
 #[test]
 fn validate_tells_every_problem_with_its_place() {
     let root = Root::new();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dirigent::fire::RunStatus;
 use dirigent::handler_check::{Contract, GLOBALS, members};
 use serde_json::Value;
 
@@ -42,6 +43,9 @@ fn handlers_queries_and_actions_are_read_with_their_manifests() {
     );
     root.automation("shop/typed", "", "export default async ({ ctx }: { ctx: any }) => {};\n");
     root.automation("shop/broken", "", "export default async () => {\n  const ö = ;\n};\n");
+    root.automation("shop/bytes", "", "");
+    let latin = b"export default () => {\n  return '\xc3\xa4\xe4';\n};\n";
+    std::fs::write(root.join("shop/automations/bytes/handler.js"), latin).expect("a file");
     root.automation("shop/good", "", "export default async () => ({ summary: 'x' });\n");
     root.write("shop/app.json", "{}");
     root.write("shop/queries/list.js", "export default async ({ db }) => db.query('select 1');\n");
@@ -49,6 +53,7 @@ fn handlers_queries_and_actions_are_read_with_their_manifests() {
     let all = [
         "shop/actions/add.js:1:25 ?unknown_argument",
         "shop/automations/broken/handler.js:2:13 handler_load",
+        "shop/automations/bytes/handler.js:2:12 not_utf8",
         "shop/automations/report/handler.js:3:18 tool_not_allowed",
         "shop/automations/report/handler.js:5:18 tool_not_allowed",
         "shop/automations/report/handler.js:6:13 unknown_ctx_member",
@@ -87,6 +92,38 @@ fn v8_has_the_last_word_and_deep_texts_end_nothing() {
     let codes: BTreeSet<&str> = problems.iter().filter_map(|problem| problem["code"].as_str()).collect();
     assert!(codes.contains("not_checked"), "{codes:?}");
     assert!(codes.iter().all(|code| ["not_checked", "handler_load"].contains(code)), "{codes:?}");
+}
+
+/// Handlers as people and models write them, each in a style of its own: none is flagged, and each does run.
+#[tokio::test(flavor = "multi_thread")]
+async fn correct_handlers_have_no_problems_and_run_well() {
+    const FIELDS: &str = r#""requires": {"tools": ["mail.send", "calendar.*"], "mcps": ["news"], "model": "a/b"}"#;
+    let root = Root::new();
+    root.write("apps/app.json", r#"{"queries": [{"name": "rows"}], "actions": [{"name": "add"}]}"#);
+    root.write("apps/queries/rows.js", "export default () => [{ n: 1 }, { n: 2 }];\n");
+    root.write("apps/actions/add.js", "export default ({ body }) => ({ body });\n");
+    root.automation("apps/child", "", "export default ({ input }) => ({ output: { n: input?.n ?? 0 } });\n");
+    let mut to_run = Vec::new();
+    let text = include_str!("../../fixtures/handlers/correct.js");
+    for part in text.split("//// ").skip(1) {
+        let (title, handler) = part.split_once('\n').expect("a title");
+        let (name, rest) = title.split_once(' ').unwrap_or((title, ""));
+        let handle = format!("apps/{name}");
+        root.automation(&handle, FIELDS, handler);
+        match rest {
+            "" => to_run.push(handle),
+            "(not run)" => {}
+            _ => panic!("{title}"),
+        }
+    }
+    assert!(to_run.len() >= 70, "{}", to_run.len());
+    assert_eq!(validate(&root, &[]), (vec![], 0));
+    let daemon = root.daemon().await;
+    for handle in to_run {
+        let (_, end) = run(&daemon, &handle, None).await;
+        assert_eq!(end.status, RunStatus::Ok, "{handle}: {:?}", end.error);
+    }
+    daemon.stop(std::time::Duration::ZERO).await;
 }
 
 /// The check's table of the contract, beside what handlers are really given.

@@ -286,7 +286,7 @@ fn verify() -> Value {
             "secretRef": {
                 "description": "Where the signing secret is kept; never the secret.",
                 "type": "string",
-                "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.*[^ ].*)$",
+                "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file: *[^\\x00-\\x20\\x7f][^\\x00-\\x1f\\x7f]*)$",
             },
             "header": {
                 "description": "HTTP header of the signature.",

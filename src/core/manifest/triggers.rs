@@ -233,7 +233,10 @@ fn parse_secret_ref(text: &str) -> Option<SecretRef> {
             let is_name = starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
             is_name.then(|| SecretRef::Env(name.to_owned()))
         }
-        ("file", path) => (!path.trim().is_empty() && !path.contains('\0')).then(|| SecretRef::File(path.to_owned())),
+        ("file", path) => {
+            let is_path = !path.trim_matches(' ').is_empty() && !path.contains(|c: char| c.is_ascii_control());
+            is_path.then(|| SecretRef::File(path.to_owned()))
+        }
         _ => None,
     }
 }

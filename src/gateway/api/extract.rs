@@ -2,6 +2,7 @@
 //! what was observed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
@@ -130,6 +131,17 @@ impl QueryPairs {
             Some([value]) => read(value).map(Some).map_err(|rule| self.broken(name, value, &rule)),
             Some(_) => Err(format!("{name} is given more than once")),
         }
+    }
+
+    /// A duration of `most` seconds at the most.
+    ///
+    /// # Errors
+    /// As [`Self::one`].
+    pub fn seconds(&self, name: &str, most: f64) -> Result<Option<Duration>, String> {
+        self.one(name, |text| {
+            let seconds = text.parse().ok().filter(|seconds| (0.0..=most).contains(seconds));
+            seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number of seconds from 0 to {most}"))
+        })
     }
 
     pub fn broken(&self, name: &str, value: &str, rule: &str) -> String {

@@ -74,10 +74,7 @@ impl FromQuery for Wait {
     const NAMES: &'static [&'static str] = &["wait"];
 
     fn from_query(query: &QueryPairs) -> Result<Self, String> {
-        let rule = || format!("a number of seconds from 0 to {MAX_WAIT_SECS}");
-        let read = |text: &str| text.parse().ok().filter(|s| (0.0..=MAX_WAIT_SECS).contains(s)).ok_or_else(rule);
-        let seconds: Option<f64> = query.one("wait", read)?;
-        Ok(Self(Duration::from_secs_f64(seconds.unwrap_or_default())))
+        query.seconds("wait", MAX_WAIT_SECS).map(|wait| Self(wait.unwrap_or_default()))
     }
 }
 

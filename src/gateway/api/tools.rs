@@ -11,15 +11,16 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::extract::{Arguments, Name, NoParams, Params, not_json};
+use super::extract::{Arguments, FromQuery, Name, NoParams, Params, QueryPairs, not_json};
 use super::{Api, Reply, openapi};
 use crate::core::json_depth::{is_too_deep, too_deep};
-use crate::fire::CallError;
+use crate::fire::{CallError, Problem};
 use crate::tools::mcp::ServerTools;
 use crate::tools::{self, Builtin, INVALID_INPUT, Route, UNKNOWN_TOOL};
 
-/// How long an MCP server gets to tell its tools.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What an MCP server gets to tell its tools, in seconds, and what it may get.
+const DEFAULT_PATIENCE: f64 = 10.0;
+const MAX_PATIENCE: f64 = 120.0;
 
 /// One tool.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,6 +31,19 @@ pub struct Tool {
     /// A JSON Schema of the arguments.
     #[schema(value_type = Object)]
     input_schema: Value,
+}
+
+/// What can be called.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Catalog {
+    tools: Vec<Tool>,
+    /// What `centraid_describe` says of each app.
+    #[schema(value_type = Vec<Object>)]
+    apps: Vec<Value>,
+    /// What the MCP servers of `mcp.json` offer.
+    mcp: Vec<McpServer>,
+    /// What is wrong with `mcp.json`.
+    problems: Vec<Problem>,
 }
 
 /// What an MCP server offers, or why that cannot be said.
@@ -43,17 +57,6 @@ pub struct McpServer {
     tools: Option<Vec<Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ToolError>,
-}
-
-/// What can be called.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Catalog {
-    tools: Vec<Tool>,
-    /// The MCP servers, by name.
-    mcp: Vec<McpServer>,
-    /// What `centraid_describe` says of each app.
-    #[schema(value_type = Vec<Object>)]
-    apps: Vec<Value>,
 }
 
 /// What a tool answered.
@@ -81,16 +84,30 @@ pub struct ToolError {
     path: Option<String>,
 }
 
-/// Lists the tools, what each app declares for them, and those of the MCP servers.
+/// Lists the tools, what each app declares for them, and those of MCP servers.
 ///
-/// The servers are started for it, if they are not up. One that does not tell its tools within 10 seconds has an error
-/// instead; its start goes on, so that a later request may find it.
+/// MCP servers that are not up are started to be asked. One that does not tell its tools in time is listed with an error;
+/// its start goes on, so that a later request may find it.
 #[utoipa::path(
     get, path = "/v1/tools", operation_id = "listTools", tag = openapi::TOOLS,
+    params(("wait" = Option<f64>, Query, minimum = 0, maximum = 120,
+        description = "Seconds that each MCP server gets to tell its tools; 10 when it is not given.", example = 1)),
     responses((status = 200, description = "The catalog.", body = Catalog))
 )]
-pub async fn catalog(State(api): State<Api>, Params(_): Params<NoParams>) -> Json<Catalog> {
-    Json(api.catalog(PATIENCE).await)
+pub async fn catalog(State(api): State<Api>, Params(Patience(patience)): Params<Patience>) -> Json<Catalog> {
+    Json(api.catalog(patience).await)
+}
+
+/// `?wait=`
+pub struct Patience(Duration);
+
+impl FromQuery for Patience {
+    const NAMES: &'static [&'static str] = &["wait"];
+
+    fn from_query(query: &QueryPairs) -> Result<Self, String> {
+        let seconds = query.seconds("wait", MAX_PATIENCE)?;
+        Ok(Self(seconds.unwrap_or(Duration::from_secs_f64(DEFAULT_PATIENCE))))
+    }
 }
 
 impl Api {
@@ -106,14 +123,22 @@ impl Api {
                 json!({ "app": { "id": app }, "error": { "code": code, "message": message } })
             }));
         }
-        let mcp = servers.await.into_iter().map(mcp_server).collect();
-        Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), mcp, apps }
+        let mcp = servers.await.into_iter().map(McpServer::from).collect();
+        let problems = services.mcp.problems().await;
+        Catalog { tools: Builtin::ALL.into_iter().map(tool).collect(), apps, mcp, problems }
     }
 }
 
-fn mcp_server(told: ServerTools) -> McpServer {
-    let ServerTools { server, tools, error } = told;
-    McpServer { server, tools, error: error.map(|CallError { code, message, path }| ToolError { code, message, path }) }
+impl From<ServerTools> for McpServer {
+    fn from(ServerTools { server, tools, error }: ServerTools) -> Self {
+        Self { server, tools, error: error.map(ToolError::from) }
+    }
+}
+
+impl From<CallError> for ToolError {
+    fn from(CallError { code, message, path }: CallError) -> Self {
+        Self { code, message, path }
+    }
 }
 
 /// Calls a tool. The body is its arguments.
@@ -146,9 +171,10 @@ pub async fn call(
     });
     Ok(match result {
         Ok(data) => Json(ToolResult { is_error: false, data: Some(data), error: None }).into_response(),
-        Err(CallError { code, message, path }) => {
-            let status = StatusCode::from_u16(tools::http_status(&code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let error = Some(ToolError { code, message, path });
+        Err(error) => {
+            let status =
+                StatusCode::from_u16(tools::http_status(&error.code)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let error = Some(ToolError::from(error));
             (status, Json(ToolResult { is_error: true, data: None, error })).into_response()
         }
     })

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use super::{call, call_in_run, configure, everything, package, root_with};
-use crate::harness::{Root, run};
+use crate::harness::{Root, run, within};
 
 fn everything_entry() -> Value {
     json!({"command": "node", "args": [everything(), "stdio"], "env": {"API_TOKEN": "hunter2hunter2", "TZ": "UTC"}})
@@ -191,6 +191,33 @@ fn tools_lists_them_all_without_a_daemon() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+}
+
+/// The daemon's own server is asked, and no second one is started.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn tools_of_a_running_daemon_are_those_of_its_own_servers() {
+    let witness = super::Witness::new().await;
+    let root = root_with(&json!({"one": super::hostile(json!({"WITNESS_PORT": witness.port()}))}));
+    let _daemon = root.serve();
+    let mut pids = Vec::new();
+    for _ in 0..2 {
+        let command = root.command(&["tools", "--json"]);
+        let output = tokio::task::spawn_blocking(move || {
+            let mut command = command;
+            command.output()
+        });
+        let output = within(output).await.expect("a thread").expect("the program runs");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        let tools = told["mcp"][0]["tools"].as_array().unwrap_or_else(|| panic!("{told}"));
+        assert!(tools.iter().any(|tool| tool["name"] == "pid"), "{told}");
+        let output = root.cli(&["--json", "run", "a/caller", "--input", "[[\"one.pid\"]]"]);
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let result: Value = serde_json::from_str(text.lines().last().expect("a result")).expect("JSON");
+        pids.push(result["output"]["results"][0]["ok"].clone());
+    }
+    let first = witness.sees().await;
+    assert_eq!(pids, [json!(first.pid), json!(first.pid)], "one process for all");
 }
 
 /// The published server in its HTTP mode.
