@@ -18,7 +18,7 @@ use crate::tools;
 use crate::watch;
 
 /// Runs in an automation's history strip.
-const RECENT: usize = 20;
+const RECENT: usize = ledger::NEWEST;
 
 /// Everything under a root.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -52,6 +52,8 @@ pub struct AutomationView {
     /// Runs that have not ended.
     pub active_runs: u64,
     pub cost_estimate: Option<CostEstimate>,
+    /// None when no model was called of late.
+    pub usage: Option<MeasuredUsage>,
 }
 
 /// What the manifest says a fire costs.
@@ -60,6 +62,24 @@ pub struct AutomationView {
 pub struct CostEstimate {
     pub model: String,
     pub tokens_per_fire: f64,
+}
+
+/// What the models counted in an automation's newest runs: the last 20 that ended and were not skipped, as far as the
+/// newest 200 rows hold so many.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasuredUsage {
+    /// How many runs this is of, also those that called no model: 1 to 20.
+    pub runs: u64,
+    /// Model calls of these runs.
+    pub calls: u64,
+    /// Of all calls together.
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    /// `(inputTokens + outputTokens) / runs`: what `costEstimate.tokensPerFire` is to be compared with.
+    pub tokens_per_run: f64,
+    /// The models that were asked, as `provider/model`.
+    pub models: Vec<String>,
 }
 
 /// One of the newest rows of an automation.
@@ -214,6 +234,7 @@ impl AutomationView {
             RecentRun { run_id, status, started_at, ended_at }
         };
         self.recent = history.recent.into_iter().map(recent).collect();
+        self.usage = history.usage.map(MeasuredUsage::from);
     }
 
     /// What the registry and the schedule say of one automation, without its history.
@@ -253,9 +274,19 @@ impl AutomationView {
             success_rate: None,
             recent: Vec::new(),
             active_runs: 0,
+            usage: None,
             cost_estimate: manifest
                 .and_then(|m| m.cost_estimate.as_ref())
                 .map(|cost| CostEstimate { model: cost.model.clone(), tokens_per_fire: cost.tokens_per_fire }),
         }
+    }
+}
+
+impl From<ledger::NewestUsage> for MeasuredUsage {
+    #[allow(clippy::cast_precision_loss, reason = "shown to a few digits")]
+    fn from(newest: ledger::NewestUsage) -> Self {
+        let ledger::NewestUsage { runs, calls, input_tokens, output_tokens, models } = newest;
+        let tokens_per_run = input_tokens.saturating_add(output_tokens) as f64 / runs.max(1) as f64;
+        Self { runs, calls, input_tokens, output_tokens, tokens_per_run, models }
     }
 }

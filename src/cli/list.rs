@@ -1,5 +1,6 @@
-//! `list`: every automation under the root with its state, triggers, next fire and last result. The running daemon is
-//! asked, because it knows what is armed; without one, the disk is read.
+//! `list`: every automation under the root with its state, triggers, next fire and last result, and what its models
+//! counted beside what its manifest estimates. The running daemon is asked, because it knows what is armed; without one,
+//! the disk is read.
 
 use crate::cli::client::Client;
 use crate::cli::failure::{Failure, Outcome, exit};
@@ -7,9 +8,11 @@ use crate::cli::output::{
     BAD, Cell, DIM, GOOD, PLAIN, Table, WARN, count, document, line, problem, shortened, status_style, warn,
 };
 use crate::cli::place::Place;
+use crate::cli::stats::token_cells;
 use crate::cli::times::{duration, local_minute, relative, with_rfc3339};
 use crate::clock::Clock;
 use crate::fire::{EpochMs, Problem};
+use crate::ledger::NEWEST;
 use crate::overview::{AutomationState, AutomationView, Overview, TriggerView};
 
 /// A summary is one line of many here.
@@ -20,7 +23,8 @@ const SUMMARY_CHARS: usize = 60;
 #[command(after_help = "\
 Examples:
   dirigent list
-  dirigent --root ~/apps list --json | jq '.automations[].handle'")]
+  dirigent --root ~/apps list --json | jq '.automations[].handle'
+  dirigent list --json | jq '.automations[] | select(.usage.tokensPerRun > .costEstimate.tokensPerFire) | .handle'")]
 pub struct ListArgs {}
 
 pub async fn list(place: &Place, _: ListArgs) -> Outcome {
@@ -35,6 +39,9 @@ pub async fn list(place: &Place, _: ListArgs) -> Outcome {
         line("Make one with `dirigent new <app>/<id>`, or name another root with --root.")?;
     } else {
         table(&overview.automations).print()?;
+        if overview.automations.iter().any(|view| view.usage.is_some()) {
+            line(format_args!("\nTOKENS/RUN is measured over the last {NEWEST} runs of each, skipped ones aside."))?;
+        }
     }
     tell_problems(&overview)?;
     Ok(exit::FINE)
@@ -55,9 +62,12 @@ async fn overview(place: &Place) -> Result<Overview, Failure> {
 
 fn table(automations: &[AutomationView]) -> Table {
     let now = Clock::Real.now_ms();
-    let mut table = Table::new(&["HANDLE", "STATE", "TRIGGERS", "NEXT", "LAST"]);
+    // Most roots ask no models.
+    let costs = automations.iter().any(|view| view.usage.is_some() || view.cost_estimate.is_some());
+    let figures: &[&str] = if costs { &["TOKENS/RUN", "ESTIMATE"] } else { &[] };
+    let mut table = Table::new(&[&["HANDLE", "STATE", "TRIGGERS", "NEXT"], figures, &["LAST"]].concat());
     for view in automations {
-        table.row(vec![
+        let mut row: Vec<Cell> = vec![
             view.handle.to_string().into(),
             state_cell(view),
             match view.state {
@@ -66,8 +76,13 @@ fn table(automations: &[AutomationView]) -> Table {
                 _ => triggers_text(&view.triggers).into(),
             },
             next_text(&view.triggers, now).into(),
-            last_cell(view, now),
-        ]);
+        ];
+        if costs {
+            let estimate = view.cost_estimate.as_ref().map(|cost| cost.tokens_per_fire);
+            row.extend(token_cells(view.usage.as_ref().map(|usage| usage.tokens_per_run), estimate));
+        }
+        row.push(last_cell(view, now));
+        table.row(row);
     }
     table
 }

@@ -121,7 +121,7 @@ fn table(lines: &[Line]) -> Table {
     for line in lines {
         let tally = &line.tally;
         let took = |of: fn(crate::ledger::Quantiles) -> i64| tally.duration.map_or("-".to_owned(), |q| duration(of(q)));
-        table.row(vec![
+        let mut row = vec![
             line.handle.to_string().into(),
             number(tally.fires),
             number(tally.ok),
@@ -130,18 +130,18 @@ fn table(lines: &[Line]) -> Table {
             line.success_rate().map_or("-".to_owned(), percent).into(),
             took(|q| q.p50_ms).into(),
             took(|q| q.p95_ms).into(),
-            tokens_cell(line),
-            line.estimate.as_ref().map_or("-".to_owned(), |e| rounded(e.tokens_per_fire)).into(),
-        ]);
+        ];
+        row.extend(token_cells(line.tokens_per_fire(), line.estimate.as_ref().map(|e| e.tokens_per_fire)));
+        table.row(row);
     }
     table
 }
 
-/// More than was estimated stands out.
-fn tokens_cell(line: &Line) -> Cell {
-    let Some(tokens) = line.tokens_per_fire() else { return "-".into() };
-    let is_over = line.estimate.as_ref().is_some_and(|estimate| tokens > estimate.tokens_per_fire);
-    Cell::new(&rounded(tokens), if is_over { WARN } else { PLAIN })
+/// What was measured beside what was estimated; more than that stands out.
+pub(super) fn token_cells(measured: Option<f64>, estimate: Option<f64>) -> [Cell; 2] {
+    let shown = |tokens: Option<f64>| tokens.map_or("-".to_owned(), rounded);
+    let is_over = measured.zip(estimate).is_some_and(|(measured, estimate)| measured > estimate);
+    [Cell::new(&shown(measured), if is_over { WARN } else { PLAIN }), shown(estimate).into()]
 }
 
 /// Cut, not rounded: what is not all is not 100 %.

@@ -59,7 +59,7 @@ pub use read::{Counts, History, Reader, RecentRun, RunQuery};
 pub use recovery::Recovered;
 pub use rows::{Close, JsonText, LogRow, NewNode, NewRun, NodeClose, NodeOutline, NodeRow, RunRow};
 pub use stored::{FULL_VALUE_BYTES, is_truncated};
-pub use usage::{Quantiles, Tally};
+pub use usage::{NEWEST, NewestUsage, Quantiles, Tally};
 
 use fleet::Fleet;
 use ops::{Job, Op, Reply};

@@ -5,7 +5,7 @@
 //! "Newest first" is by run id, which is by the time a run was made; a cursor is the id of the last run seen, and stays
 //! good when that row is gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,10 @@ use crate::fire::{AutomationId, EpochMs, RunId, RunStatus, TriggerOrigin};
 
 use super::error::LedgerError;
 use super::rows::{
-    LogRow, NodeOutline, NodeRow, RunRow, log_row, node_outline, node_row, run_columns, run_id, run_row, word,
+    LogRow, NodeOutline, NodeRow, RunRow, log_row, name, node_outline, node_row, run_columns, run_id, run_row, word,
 };
 use super::schema;
+use super::usage::{NewestUsage, count};
 
 /// In a write-ahead log, a reader waits only for a recovery or the very first migration.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +79,8 @@ pub struct History {
     pub open: u64,
     /// Newest first.
     pub recent: Vec<RecentRun>,
+    /// None where no model was called of late.
+    pub usage: Option<NewestUsage>,
 }
 
 /// What is short of a row of `runs`.
@@ -116,6 +119,7 @@ impl Reader {
             other => Self { conn: other?, path: path.clone(), _copy: None },
         };
         reader.conn.busy_timeout(BUSY_TIMEOUT)?;
+        schema::keep_plans(&reader.conn)?;
         match schema::user_version(&reader.conn)? {
             0 if reader.has_tables()? => Err(LedgerError::Foreign { path }),
             // Made, but not yet migrated.
@@ -296,44 +300,50 @@ impl Reader {
         self.read(sql, [id.as_str()], run_row)
     }
 
-    /// What the rows of each automation say together, or those of one; of the newest `recent`, each by itself.
+    /// What the rows of each automation say together, or those of one; of the newest `recent`, each by itself. All of
+    /// one moment.
     ///
-    /// Looks at every row's head, in the order of the file, and at the newest of each automation through the index:
-    /// with a million rows, a second or so.
+    /// Looks at one entry of an index for every row, and at the newest rows of each automation: with a million rows,
+    /// some tenths of a second.
     pub fn history(
         &self,
         only: Option<&AutomationId>,
         recent: usize,
     ) -> Result<BTreeMap<AutomationId, History>, LedgerError> {
-        let sql = match only {
-            Some(_) => "SELECT automation_id, status FROM runs WHERE automation_id = ?1",
-            None => "SELECT automation_id, status FROM runs NOT INDEXED",
-        };
-        let mut statement = self.conn.prepare_cached(sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(only.map(AutomationId::as_str)))?;
-        let mut counted: HashMap<String, History> = HashMap::new();
-        while let Some(row) = rows.next()? {
-            let automation = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-            let status = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
-            if !counted.contains_key(automation) {
-                counted.insert(automation.to_owned(), History::default());
-            }
-            if let Some(history) = counted.get_mut(automation) {
-                history.count(status)?;
-            }
+        let _one_moment = self.moment()?;
+        let mut found: BTreeMap<AutomationId, History> = BTreeMap::new();
+        for (automation, status, rows) in self.rows_by_status(only)? {
+            found.entry(automation).or_default().count(status, rows);
         }
-        let mut found = BTreeMap::new();
-        for (text, mut history) in counted {
-            let automation = AutomationId::new(&text).map_err(|e| LedgerError::BadRow { what: e.to_string() })?;
+        let with_models = self.has_usage()?;
+        for (automation, history) in &mut found {
             history.recent = self.read(
                 "SELECT run_id, status, started_at, ended_at FROM runs WHERE automation_id = ?1 \
                  ORDER BY run_id DESC LIMIT ?2",
-                params![text, i64::try_from(recent).unwrap_or(i64::MAX)],
+                params![automation.as_str(), i64::try_from(recent).unwrap_or(i64::MAX)],
                 recent_run,
             )?;
-            found.insert(automation, history);
+            if with_models {
+                history.usage = self.newest_usage(automation)?;
+            }
         }
         Ok(found)
+    }
+
+    /// How many rows of each automation stand in each status.
+    fn rows_by_status(&self, only: Option<&AutomationId>) -> Result<Vec<(AutomationId, RunStatus, u64)>, LedgerError> {
+        let counted = |which: &str| {
+            let of_one = if only.is_some() { "AND automation_id = ?1" } else { "" };
+            format!(
+                "SELECT automation_id, status, count(*) FROM runs WHERE ended_at IS {which} {of_one} \
+                 GROUP BY automation_id, status"
+            )
+        };
+        // Two questions, because what is open and what has ended have an index each.
+        let sql = format!("{} UNION ALL {}", counted("NOT NULL"), counted("NULL"));
+        self.read(&sql, rusqlite::params_from_iter(only.map(AutomationId::as_str)), |row| {
+            Ok((name(row, 0, AutomationId::new)?, word(row, 1, RunStatus::parse)?, count(row, 2)?))
+        })
     }
 
     /// The ids of open runs, oldest first.
@@ -380,14 +390,14 @@ impl Reader {
 }
 
 impl History {
-    fn count(&mut self, status: &str) -> Result<(), LedgerError> {
-        let unknown = || LedgerError::BadRow { what: format!("unknown status {status:?}") };
-        let status = RunStatus::parse(status).ok_or_else(unknown)?;
-        self.counts.total += 1;
-        self.counts.ok += u64::from(status == RunStatus::Ok);
-        self.counts.error += u64::from(status == RunStatus::Error);
-        self.open += u64::from(status.is_open());
-        Ok(())
+    fn count(&mut self, status: RunStatus, rows: u64) {
+        self.counts.total += rows;
+        match status {
+            RunStatus::Ok => self.counts.ok += rows,
+            RunStatus::Error => self.counts.error += rows,
+            _ if status.is_open() => self.open += rows,
+            _ => {}
+        }
     }
 }
 

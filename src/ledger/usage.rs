@@ -1,5 +1,6 @@
 //! What runs took: how they ended, how long they were at it, and the tokens that their models counted; one [`Tally`] per
-//! automation, as far as retention has kept its runs.
+//! automation, as far as retention has kept its runs. And the tokens alone, of the newest few runs, as [`NewestUsage`]:
+//! it costs the same however long the history is.
 //!
 //! All is added up by SQLite, and durations are sorted by it, which spills to a file what is much: the memory needed here
 //! grows with the automations, not with their runs. The figures of one look are of one moment.
@@ -41,6 +42,26 @@ pub struct Quantiles {
     pub p50_ms: i64,
     pub p95_ms: i64,
 }
+
+/// What the models counted in the newest runs of one automation: of the newest [`LOOKED_AT`] rows, the first [`NEWEST`]
+/// that ended and were not skipped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewestUsage {
+    /// Those runs, also the ones that called no model.
+    pub runs: u64,
+    /// `ctx.agent` calls whose usage is recorded, and what they add up to; a count that the provider did not give is 0.
+    pub calls: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    /// `provider/model`, each once, by name.
+    pub models: Vec<String>,
+}
+
+/// As many as a strip of runs shows.
+pub const NEWEST: usize = 20;
+
+/// Skipped rows may stand between two runs by the hundred; beyond this many, older runs are not looked for.
+const LOOKED_AT: usize = 200;
 
 const RAN: &str = "r.status IN ('ok', 'error') AND r.started_at IS NOT NULL AND r.ended_at IS NOT NULL";
 
@@ -133,22 +154,61 @@ impl Reader {
     }
 
     fn tokens(&self, selection: &Selection) -> Result<Vec<(AutomationId, u64, u64, u64)>, LedgerError> {
-        // What was edited by hand may be no JSON, and no number.
         let sql = format!(
-            "SELECT r.automation_id, count(*), total(json_extract(n.usage_json, '$.inputTokens')), \
-             total(json_extract(n.usage_json, '$.outputTokens')) \
-             FROM runs r JOIN run_nodes n ON n.run_id = r.run_id \
-             WHERE {} AND n.kind = 'agent' AND CASE WHEN json_valid(n.usage_json) THEN true END \
-             GROUP BY r.automation_id",
+            "SELECT r.automation_id, {COUNTED} FROM runs r JOIN run_nodes n ON n.run_id = r.run_id \
+             WHERE {} AND {HAS_USAGE} GROUP BY r.automation_id",
             selection.condition
         );
         self.read(&sql, selection.params(), |row| {
             Ok((name(row, 0, AutomationId::new)?, count(row, 1)?, whole(row.get(2)?), whole(row.get(3)?)))
         })
     }
+
+    /// False when no call of the ledger has recorded what it used, which is most ledgers.
+    pub(super) fn has_usage(&self) -> Result<bool, LedgerError> {
+        // Without its index, which a file of an earlier version lacks, the question is as dear as its answer.
+        let indexed = self.read("SELECT 1 FROM sqlite_schema WHERE name = 'run_nodes_usage'", [], |_| Ok(()))?;
+        let any = || self.read("SELECT 1 FROM run_nodes WHERE usage_json IS NOT NULL LIMIT 1", [], |_| Ok(()));
+        Ok(indexed.is_empty() || !any()?.is_empty())
+    }
+
+    /// Of the newest runs of one automation; `None` when none of them has called a model.
+    pub(super) fn newest_usage(&self, automation: &AutomationId) -> Result<Option<NewestUsage>, LedgerError> {
+        let sql = format!(
+            "SELECT {COUNTED}, count(DISTINCT r.run_id), \
+             json_group_array(DISTINCT ifnull(CAST(json_extract(n.usage_json, '$.model') AS TEXT), '')) \
+             FILTER (WHERE n.usage_json IS NOT NULL) \
+             FROM (SELECT run_id FROM (SELECT run_id, status FROM runs WHERE automation_id = ?1 \
+             ORDER BY run_id DESC LIMIT {LOOKED_AT}) WHERE status IN ('ok', 'error', 'cancelled') LIMIT {NEWEST}) r \
+             LEFT JOIN run_nodes n ON n.run_id = r.run_id AND {HAS_USAGE}"
+        );
+        let found = self.read(&sql, [automation.as_str()], |row| {
+            let mut models: Vec<String> =
+                serde_json::from_str(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?)
+                    .map_err(|error| LedgerError::BadRow { what: error.to_string() })?;
+            // What was edited by hand may name none.
+            models.retain(|model| !model.is_empty());
+            models.sort_unstable();
+            Ok(NewestUsage {
+                runs: count(row, 3)?,
+                calls: count(row, 0)?,
+                input_tokens: whole(row.get(1)?),
+                output_tokens: whole(row.get(2)?),
+                models,
+            })
+        })?;
+        Ok(found.into_iter().find(|usage| usage.calls > 0))
+    }
 }
 
-fn count(row: &rusqlite::Row<'_>, column: usize) -> Result<u64, LedgerError> {
+/// Calls, input tokens and output tokens of nodes `n`.
+const COUNTED: &str = "count(n.usage_json), total(json_extract(n.usage_json, '$.inputTokens')), \
+                       total(json_extract(n.usage_json, '$.outputTokens'))";
+
+/// Of nodes `n`; only models' calls have a usage. What was edited by hand may be no JSON, and no number.
+const HAS_USAGE: &str = "n.usage_json IS NOT NULL AND CASE WHEN json_valid(n.usage_json) THEN true END";
+
+pub(super) fn count(row: &rusqlite::Row<'_>, column: usize) -> Result<u64, LedgerError> {
     Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 

@@ -11,6 +11,7 @@ use dirigent::fire::{ErrorCode, RunStatus};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::admin::Admin;
 use crate::harness::{Root, ended, run, start, within};
 
 /// Whatever holds a text and is set for every test: what stands in it serves as a key.
@@ -252,6 +253,77 @@ async fn a_mock_model_is_refused_before_anything_runs() {
     root.automation("a/x", r#""requires": {"model": "centraid-mock/m"}"#, "export default () => {};");
     let shown = root.cli(&["validate"]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("mock_model_disallowed"), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn automations_are_listed_with_measured_tokens_beside_the_estimate() {
+    let root = Root::new();
+    let (base, _) = server((0..4).map(|_| (200, answered("local", "four"))).collect()).await;
+    root.write("dirigent.toml", &settings("local", &base));
+    let asks = "export default async ({ ctx, input }) => {
+      for (let n = 0; n < input; n++) await ctx.agent({ prompt: 'x' });
+    };";
+    let estimate = |tokens: u32| {
+        let cost = format!(r#""costEstimate": {{"model": "local/m", "tokensPerFire": {tokens}}}"#);
+        format!(r#""requires": {{"model": "local/m"}}, {cost}"#)
+    };
+    root.automation("a/asks", &estimate(15), asks);
+    root.automation("a/unasked", &estimate(7), asks);
+    root.automation("b/silent", r#""requires": {"model": "local/m"}"#, asks);
+    root.automation("c/idle", "", "export default () => {};");
+    let served = root.serve();
+    let admin = Admin::of(&root, &served);
+    for (handle, input) in [("a/asks", 2), ("a/asks", 0), ("b/silent", 1), ("a/asks", 1), ("c/idle", 0)] {
+        let run = admin.post(&format!("/v1/automations/{handle}/run?wait=60"), json!({ "input": input })).await.1;
+        assert_eq!(run["status"], "ok", "{run}");
+    }
+    // Each answer is of 7 tokens in and 3 out.
+    let of_asks = json!({
+        "runs": 3, "calls": 3, "inputTokens": 21, "outputTokens": 9, "tokensPerRun": 10.0, "models": ["local/m"],
+    });
+    let cost = json!({ "model": "local/m", "tokensPerFire": 15.0 });
+    let of = |view: &Value| (view["costEstimate"].clone(), view["usage"].clone());
+    let check = |list: &Value, told: &str| {
+        let views: Vec<_> = list["automations"].as_array().expect("a list").iter().map(of).collect();
+        let expected = [
+            (cost.clone(), of_asks.clone()),
+            (json!({ "model": "local/m", "tokensPerFire": 7.0 }), Value::Null),
+            (Value::Null, views[2].1.clone()),
+            (Value::Null, Value::Null),
+        ];
+        assert_eq!(views, expected, "{told}");
+        assert_eq!(views[2].1["tokensPerRun"], 10.0, "{told}");
+    };
+    let listed = || {
+        let told = root.cli(&["--json", "list"]);
+        serde_json::from_slice::<Value>(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"))
+    };
+    check(&admin.get("/v1/automations").await.1, "the API");
+    check(&listed(), "the daemon's list");
+    assert_eq!(of(&admin.get("/v1/automations/a/asks").await.1["automation"]), (cost.clone(), of_asks.clone()));
+    let schemas = admin.get("/openapi.json").await.1["components"]["schemas"].clone();
+    let described = &schemas["MeasuredUsage"]["properties"];
+    assert!(described["tokensPerRun"]["description"].as_str().is_some_and(|text| text.contains("tokensPerFire")));
+    assert!(schemas["AutomationView"]["properties"]["usage"].is_object(), "{schemas}");
+    drop(served);
+    check(&listed(), "the disk's list");
+
+    let shown = root.cli(&["list"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let cells = |handle: &str| {
+        let line = shown.lines().find(|line| line.starts_with(handle)).expect("its line");
+        line.split("  ").filter(|cell| !cell.is_empty()).map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
+    };
+    for (handle, measured, estimated) in
+        [("a/asks", "10", "15"), ("a/unasked", "-", "7"), ("b/silent", "10", "-"), ("c/idle", "-", "-")]
+    {
+        assert_eq!(cells(handle)[4..6], [measured, estimated], "{handle}: {shown}");
+    }
+    assert!(shown.contains("over the last 20 runs of each"), "{shown}");
+    std::fs::remove_dir_all(root.path().join("a")).expect("a folder");
+    std::fs::remove_dir_all(root.path().join("b")).expect("a folder");
+    let shown = root.cli(&["list"]);
+    assert!(!String::from_utf8_lossy(&shown.stdout).contains("ESTIMATE"), "nobody asks a model: {shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

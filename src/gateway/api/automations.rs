@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use super::extract::{NoBody, NoParams, Params, Target};
@@ -41,6 +42,14 @@ pub struct AutomationDetail {
     handler: Option<String>,
 }
 
+/// An [`Overview`] whose automations have become JSON where their ledgers were read: ten thousand are megabytes, too
+/// much work for a thread that others wait for.
+#[derive(Serialize)]
+pub struct Listed {
+    automations: Vec<Box<RawValue>>,
+    problems: Vec<Problem>,
+}
+
 /// What became of a switch.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Switched {
@@ -57,8 +66,11 @@ pub struct Switched {
     get, path = "/v1/automations", operation_id = "listAutomations", tag = openapi::AUTOMATIONS,
     responses((status = 200, description = "Every automation under the root, and all problems.", body = Overview))
 )]
-pub async fn list(State(api): State<Api>, Params(_): Params<NoParams>) -> Reply<Json<Overview>> {
-    api.overview(None).await.map(Json)
+pub async fn list(State(api): State<Api>, Params(_): Params<NoParams>) -> Reply<Json<Listed>> {
+    let (parts, problems) = api.overview(None, |views| views.iter().map(to_raw_value).collect()).await?;
+    let automations: Result<Vec<_>, _> = parts.into_iter().flat_map(|part: Vec<_>| part).collect();
+    let automations = automations.map_err(|error| ProblemDocument::internal(&error))?;
+    Ok(Json(Listed { automations, problems }))
 }
 
 /// Shows one automation with its manifest and the source of its handler.
@@ -131,13 +143,13 @@ async fn switch(api: &Api, handle: Handle, enabled: bool) -> Reply<Json<Switched
 impl Api {
     /// One automation with its files, as they can be shown.
     pub(in crate::gateway) async fn automation(&self, handle: Handle) -> Reply<AutomationDetail> {
-        let mut overview = self.overview(Some(handle.clone())).await?;
+        let (parts, problems) = self.overview(Some(handle.clone()), |views| views).await?;
         let folder = self.services().folders.code(&handle.app);
-        let (Some(mut automation), Some(folder)) = (overview.automations.pop(), folder) else {
+        let (Some(mut automation), Some(folder)) = (parts.into_iter().flatten().next(), folder) else {
             return Err(self.unknown_automation(&handle.to_string()).await);
         };
         // In the list, what is wrong with an app's ledger is told once; here it is a reason why this one does not run.
-        automation.problems.extend(overview.problems.into_iter().filter(|problem| problem.code == "ledger"));
+        automation.problems.extend(problems.into_iter().filter(|problem| problem.code == "ledger"));
         let (manifest, handler) = self
             .read(move || {
                 let file = Path::new("automations").join(handle.automation.as_str()).join("automation.json");
@@ -220,8 +232,13 @@ impl Api {
         }
     }
 
-    /// The registry's view with history, of one automation or of all.
-    pub(in crate::gateway) async fn overview(&self, only: Option<Handle>) -> Reply<Overview> {
+    /// The registry's view with history, of one automation or of all, in parts; `shape` is applied to each where its
+    /// ledgers are read, away from the async threads. And all problems.
+    pub(in crate::gateway) async fn overview<T: Send + 'static>(
+        &self,
+        only: Option<Handle>,
+        shape: fn(Vec<AutomationView>) -> T,
+    ) -> Reply<(Vec<T>, Vec<Problem>)> {
         let all = only.is_none();
         let mut overview = self.registered(only).await?;
         let apps: BTreeSet<AppId> = overview.automations.iter().map(|view| view.app_id.clone()).collect();
@@ -248,22 +265,24 @@ impl Api {
             self.read(move || {
                 let mut part = Overview { automations, problems: Vec::new() };
                 part.add_history(|app| folders.ledger(app), |app| ledgers.obstacle(app));
-                part
+                (shape(part.automations), part.problems)
             })
         });
+        let mut shaped = Vec::new();
+        let mut problems = overview.problems;
         for part in futures::future::join_all(parts).await {
-            let part = part?;
-            overview.automations.extend(part.automations);
-            overview.problems.extend(part.problems);
+            let (automations, found) = part?;
+            shaped.push(automations);
+            problems.extend(found);
         }
-        overview.problems.extend(apps.iter().filter_map(|app| Some(moved_aside(app, &ledgers.quarantined(app)?))));
+        problems.extend(apps.iter().filter_map(|app| Some(moved_aside(app, &ledgers.quarantined(app)?))));
         if all {
-            overview.problems.extend(self.daemon.services().mcp.problems().await);
+            problems.extend(self.daemon.services().mcp.problems().await);
         }
         if all && let Some(state) = self.daemon.watcher_state() {
-            overview.problems.extend(state.problems);
+            problems.extend(state.problems);
         }
-        Ok(overview)
+        Ok((shaped, problems))
     }
 
     /// What the registry says, asked in portions: other events go in between.

@@ -45,6 +45,6 @@ pub async fn readyz(State(api): State<Api>, Params(_): Params<NoParams>) -> Repl
     responses((status = 200, description = "All problems.", body = Problems))
 )]
 pub async fn problems(State(api): State<Api>, Params(_): Params<NoParams>) -> Reply<Json<Problems>> {
-    let problems = api.overview(None).await?.problems;
+    let (_, problems) = api.overview(None, drop).await?;
     Ok(Json(Problems { problems }))
 }

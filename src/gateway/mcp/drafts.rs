@@ -20,10 +20,10 @@ const NAMELESS: &str = "draft/draft";
 
 impl Builder {
     pub(super) async fn list_automations(&self, given: ListAutomations) -> ToolReply {
-        let overview = self.api.overview(None).await?;
+        let (parts, problems) = self.api.overview(None, |views| views).await?;
         let after = given.cursor.as_deref().map(handle).transpose()?;
         let limit = usize::try_from(given.limit.unwrap_or(DEFAULT_AUTOMATIONS)).unwrap_or(usize::MAX);
-        let mut asked: Vec<_> = overview.automations.into_iter().collect();
+        let mut asked: Vec<_> = parts.into_iter().flatten().collect();
         asked.retain(|view| given.app.as_deref().is_none_or(|app| view.app_id.as_str() == app));
         asked.sort_by(|a, b| a.handle.cmp(&b.handle));
         asked.retain(|view| after.as_ref().is_none_or(|after| view.handle > *after));
@@ -38,7 +38,7 @@ impl Builder {
             }
         }
         // Those of automations stand with them.
-        let others = overview.problems.into_iter().filter(|problem| !of_an_automation(problem)).collect::<Vec<_>>();
+        let others = problems.into_iter().filter(|problem| !of_an_automation(problem)).collect::<Vec<_>>();
         let mut told = json!({ "automations": automations, "next": next, "problems": others });
         if !self.api.fires_by_itself() {
             told["note"] = json!("no daemon serves this root: nothing fires by itself until `dirigent serve` runs");

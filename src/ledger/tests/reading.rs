@@ -1,5 +1,7 @@
 //! The reader: its filters, and that reading and writing do not wait for each other.
 
+use rusqlite::{StatementStatus, params};
+
 use super::*;
 
 async fn sample(root: &Root, app: &AppId) -> Vec<RunId> {
@@ -221,4 +223,92 @@ async fn tallies_add_up_what_runs_took() {
     root.client(&app).execute(&edited, []).unwrap();
     let edited = reader.tallies(None, None).unwrap()[&automation("c")];
     assert_eq!(edited, Tally { agent_calls: 0, input_tokens: 0, output_tokens: 0, ..c });
+}
+
+fn asked(provider: &str, input: u32) -> NodeClose {
+    let usage = format!(r#"{{"model":"{provider}/m","provider":"{provider}","inputTokens":{input},"outputTokens":1}}"#);
+    NodeClose { usage_json: Some(usage), ..node_end(0) }
+}
+
+#[tokio::test]
+async fn the_newest_usage_is_of_the_last_runs_that_ran() {
+    let root = root();
+    let app = root.app("shop");
+    let usage = || root.reader(&app).history(Some(&automation("a")), 1).unwrap()[&automation("a")].usage.clone();
+    for n in 0..=i64::try_from(NEWEST).unwrap() {
+        let id = root.opened(&app, manual(&app, T0 + n)).await;
+        // Older than the window, two models, and calls that recorded nothing.
+        let call = match n {
+            0 => Some(asked("old", 1_000_000)),
+            1 => Some(asked("q", 10)),
+            2 => Some(asked("p", 30)),
+            3 => Some(NodeClose { usage_json: Some("{".to_owned()), ..node_end(0) }),
+            5 => Some(NodeClose { usage_json: Some(r#"{"model":7}"#.to_owned()), ..node_end(0) }),
+            4 => Some(node_end(0)),
+            _ => None,
+        };
+        if let Some(call) = call {
+            root.ledgers.open_nodes(&app, &id, vec![NewNode { kind: NodeKind::Agent, ..node(0) }]).await.unwrap();
+            root.ledgers.close_nodes(&app, &id, vec![call]).await.unwrap();
+        }
+        let status = if n % 2 == 0 { RunStatus::Ok } else { RunStatus::Error };
+        root.ledgers.close_run(&app, end(&id, T0 + n + 1, status, HistoryKeep::All)).await.unwrap();
+        if n == 0 {
+            let first = usage().unwrap();
+            assert_eq!((first.runs, first.calls, first.models), (1, 1, vec!["old/m".to_owned()]));
+        }
+    }
+    let expected = NewestUsage {
+        runs: 20,
+        calls: 3,
+        input_tokens: 40,
+        output_tokens: 2,
+        models: ["7", "p/m", "q/m"].map(str::to_owned).to_vec(),
+    };
+    assert_eq!(usage(), Some(expected.clone()));
+    // Neither what was skipped nor what is under way moves the window.
+    for n in 0..50 {
+        root.opened(&app, NewRun { status: RunStatus::Skipped, ..queued(&app, T0 + DAY + n) }).await;
+    }
+    root.opened(&app, manual(&app, T0 + DAY + 60)).await;
+    assert_eq!(usage(), Some(expected.clone()));
+    let other = root.opened(&app, NewRun { automation_id: automation("b"), ..manual(&app, T0) }).await;
+    root.ledgers.close_run(&app, close(&other, T0, RunStatus::Ok, HistoryKeep::All, "b", None)).await.unwrap();
+    assert_eq!(root.reader(&app).history(None, 1).unwrap()[&automation("b")].usage, None, "it asked none");
+
+    // A file of the version before is read all the same.
+    root.ledgers.close_all().await;
+    let older = "DROP INDEX run_nodes_usage; DROP INDEX runs_ended; PRAGMA user_version = 4";
+    root.client(&app).execute_batch(older).unwrap();
+    assert_eq!(usage(), Some(expected));
+}
+
+#[tokio::test]
+async fn figures_are_read_from_indexes_and_a_statement_is_planned_once() {
+    let root = root();
+    let app = root.app("shop");
+    sample(&root, &app).await;
+    let reader = root.reader(&app);
+    let conn = reader.conn_for_tests();
+    for (sql, index) in [
+        ("SELECT automation_id, status, count(*) FROM runs WHERE ended_at IS NOT NULL GROUP BY 1, 2", "runs_ended"),
+        (
+            "SELECT n.usage_json FROM runs r JOIN run_nodes n ON n.run_id = r.run_id WHERE n.usage_json IS NOT NULL",
+            "run_nodes_usage",
+        ),
+    ] {
+        let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let steps: Vec<String> = plan.query_map([], |row| row.get(3)).unwrap().map(Result::unwrap).collect();
+        assert!(steps.iter().any(|step| step.contains(&format!("COVERING INDEX {index}"))), "{steps:?}");
+        assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:?}");
+    }
+    let writer = schema::open_writer(&root.path(&app), false).unwrap();
+    for conn in [conn, &writer] {
+        let sql = "SELECT run_id FROM runs WHERE automation_id = ?1 LIMIT ?2";
+        for (limit, rows) in [(0, 0), (100, 4), (1, 1)] {
+            let mut statement = conn.prepare_cached(sql).unwrap();
+            assert_eq!(statement.query_map(params!["a", limit], |_| Ok(())).unwrap().count(), rows);
+            assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "LIMIT {limit}");
+        }
+    }
 }
