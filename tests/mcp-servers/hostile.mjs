@@ -81,7 +81,10 @@ function serve() {
       setInterval(() => {}, 1000);
     },
     // Reads nothing any more.
-    deaf: () => void process.stdin.pause(),
+    deaf: () => {
+      process.stdin.pause();
+      setInterval(() => {}, 1000);
+    },
     'with.dots': () => text('dots'),
     imposter: (_, id) => {
       for (const other of [id - 1, id + 1, -1, 1.5, null, String(id) + 'x', Number.MAX_SAFE_INTEGER]) {
