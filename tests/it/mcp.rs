@@ -1,5 +1,6 @@
-//! Tools of MCP servers: published ones that nobody here wrote (`published`), and one that does all that a server should
-//! not (`hostile`).
+//! Tools of MCP servers: published ones that nobody here wrote (`published`), and ones that do all that a server should
+//! not, as a program (`hostile`) and over HTTP (`http`, which needs nothing installed); when they come and go
+//! (`lifetime`), and many calls at once (`together`).
 //!
 //! The published ones are installed by `npm ci --prefix tests/mcp-servers`; a test whose server is missing fails and says
 //! so.
@@ -8,6 +9,7 @@ mod hostile;
 mod http;
 mod lifetime;
 mod published;
+mod together;
 
 use std::path::{Path, PathBuf};
 

@@ -1,17 +1,19 @@
 // An MCP server that does what it should not, one misdeed per tool. Plain node, no packages.
 //
 // WITNESS_PORT: a port that it keeps a connection to for as long as it lives, so that a test sees its end.
+// STARTS_FILE: gets a line for each start.
 // GRANDCHILD: also starts a process that does the same, and that neither a signal nor the end of its input moves;
 // GRANDCHILD=detached: in a group and session of its own.
 // START=silent never answers; START=die ends at once; START=refuse knows no greeting; START=modern only the newest;
 // START=version and START=shape greet wrongly.
 // LIST=endless, LIST=huge, LIST=odd: lists of tools; LIST=late does not answer the first time, and tells the witness.
 import { spawn } from 'node:child_process';
-import { closeSync } from 'node:fs';
+import { appendFileSync, closeSync } from 'node:fs';
 import { connect } from 'node:net';
 import { createInterface } from 'node:readline';
 
-const { WITNESS_PORT, GRANDCHILD, START, LIST } = process.env;
+const { WITNESS_PORT, STARTS_FILE, GRANDCHILD, START, LIST } = process.env;
+if (STARTS_FILE) appendFileSync(STARTS_FILE, `${process.pid}\n`);
 const tellWitness = () => connect(Number(WITNESS_PORT), '127.0.0.1').on('error', () => {}).write(`${process.pid}\n`);
 if (WITNESS_PORT) tellWitness();
 if (process.argv[2] === 'grandchild') {
@@ -79,7 +81,10 @@ function serve() {
       setInterval(() => {}, 1000);
     },
     // Reads nothing any more.
-    deaf: () => void process.stdin.pause(),
+    deaf: () => {
+      process.stdin.pause();
+      setInterval(() => {}, 1000);
+    },
     'with.dots': () => text('dots'),
     imposter: (_, id) => {
       for (const other of [id - 1, id + 1, -1, 1.5, null, String(id) + 'x', Number.MAX_SAFE_INTEGER]) {

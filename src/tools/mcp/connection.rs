@@ -343,12 +343,18 @@ impl Connection {
             ServiceError::McpError(error) => error.message.into_owned(),
             ServiceError::TransportSend(error) => {
                 match error.error.downcast_ref::<HttpError>() {
-                    // It was one request that failed; others may be on their way.
-                    Some(error) if is_about_one_request(error) => {}
-                    Some(_) => self.give_way(),
-                    None => self.lost(),
+                    Some(refusal) => {
+                        // Of one request: others may be on their way.
+                        if !is_about_one_request(refusal) {
+                            self.give_way();
+                        }
+                        http::explain(refusal, &self.watch.redactor)
+                    }
+                    None => {
+                        self.lost();
+                        self.ended().await
+                    }
                 }
-                http::explain(error.error.as_ref(), &self.watch.redactor)
             }
             // Of this request alone.
             ServiceError::TransportClosed if self.is_http && !self.peer.is_transport_closed() => {

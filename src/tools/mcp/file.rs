@@ -297,5 +297,33 @@ mod tests {
         // SAFETY: a plain system call with a string that ends in NUL.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         assert_eq!(read(&path).unwrap_err().code, "unreadable");
+        std::fs::remove_file(&path).unwrap();
+        // A link is followed: it is the owner's own file. One that leads nowhere is no file, one in a circle is broken.
+        let link = |to: &std::path::Path| std::os::unix::fs::symlink(to, &path).unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        link(&elsewhere);
+        assert!(read(&path).unwrap().is_none());
+        std::fs::write(&elsewhere, "{}").unwrap();
+        assert_eq!(read(&path).unwrap().as_deref(), Some(&b"{}"[..]));
+        std::fs::remove_file(&path).unwrap();
+        link(&path);
+        assert_eq!(read(&path).unwrap_err().code, "unreadable");
+        let most = usize::try_from(MAX_BYTES).unwrap();
+        for (len, code) in [(most, None), (most + 1, Some("too_large")), (50 << 20, Some("too_large"))] {
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, vec![b' '; len]).unwrap();
+            assert_eq!(read(&path).err().map(|problem| problem.code).as_deref(), code, "{len}");
+        }
+    }
+
+    /// Whoever reads while another program writes sees the beginning of the file.
+    #[test]
+    fn half_a_file_says_nothing_and_shows_no_secret() {
+        let whole = r#"{"mcpServers": {"a": {"command": "x", "env": {"TOKEN": "hunter2hunter2"}}}}"#;
+        for len in 0..whole.len() {
+            let problem = *parse(&whole.as_bytes()[..len]).err().unwrap();
+            assert_eq!(problem.code, "invalid_json", "{len}");
+            assert!(!problem.to_string().contains("hunt"), "{problem}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::RoleClient;
 use rmcp::model::{ErrorCode, ErrorData, JsonRpcMessage, RequestId};
@@ -17,11 +18,14 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::watched::Watch;
 
 type Received = RxJsonRpcMessage<RoleClient>;
 
+/// A server that has not taken a message by then does not read any more.
+const WRITE_TIME: Duration = Duration::from_secs(30);
 /// Longer lines are parsed beside the async threads.
 const LONG_LINE: usize = 256 * 1024;
 /// Of a line that is too long, both ends are kept: they say which call it answers.
@@ -74,7 +78,8 @@ enum Step {
 impl Lines {
     pub fn new(stdout: ChildStdout, stdin: ChildStdin, max: usize, watch: Arc<Watch>) -> Self {
         let stdin = Arc::new(Mutex::new(Some(stdin)));
-        Self { stdout: BufReader::new(stdout), stdin, watch, max, line: Vec::new(), skipped: None, parsing: None }
+        let stdout = BufReader::new(stdout);
+        Self { stdout, stdin, watch, max, line: Vec::new(), skipped: None, parsing: None }
     }
 
     /// Takes in what has come. A dropped future has lost nothing.
@@ -183,14 +188,23 @@ impl Transport<RoleClient> for Lines {
         &mut self,
         message: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
-        let stdin = Arc::clone(&self.stdin);
+        let (stdin, watch) = (Arc::clone(&self.stdin), Arc::clone(&self.watch));
         async move {
             let mut line = serde_json::to_vec(&message)?;
             line.push(b'\n');
-            let mut stdin = stdin.lock().await;
-            let stdin = stdin.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-            stdin.write_all(&line).await?;
-            stdin.flush().await
+            let mut held = stdin.lock().await;
+            let stdin = held.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+            let writing = async {
+                stdin.write_all(&line).await?;
+                stdin.flush().await
+            };
+            if let Ok(written) = timeout(WRITE_TIME, writing).await {
+                return written;
+            }
+            // Half a message is in it.
+            held.take();
+            watch.broken(format!("it did not read its input for {} s", WRITE_TIME.as_secs()));
+            Err(io::ErrorKind::TimedOut.into())
         }
     }
 
@@ -290,5 +304,31 @@ mod tests {
             };
             assert_eq!(kind, found, "{line}");
         }
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_reads_nothing_is_given_up() {
+        use super::super::secrets::Redactor;
+        use super::super::watched::Watched;
+        use rmcp::model::{ClientNotification, CustomNotification};
+        use std::process::Stdio;
+
+        let mut sleep = tokio::process::Command::new("sleep");
+        let mut child =
+            sleep.arg("1000").stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let watch = Arc::new(Watch::new("s", Redactor::default()));
+        let lines = Lines::new(child.stdout.take().unwrap(), child.stdin.take().unwrap(), 1000, Arc::clone(&watch));
+        let mut watched = Watched::new(lines, Arc::clone(&watch));
+        // More than a pipe holds.
+        let params = Some(serde_json::json!({"text": "x".repeat(1 << 20)}));
+        let long = || ClientNotification::CustomNotification(CustomNotification::new("x", params.clone()));
+        let (first, second) =
+            (watched.send(JsonRpcMessage::notification(long())), watched.send(JsonRpcMessage::notification(long())));
+        let (first, second, received) = tokio::join!(first, second, watched.receive());
+        assert_eq!(first.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::NotConnected, "it does not wait as long again");
+        assert!(received.is_none());
+        assert_eq!(watch.why_broken(), Some("it did not read its input for 30 s"));
     }
 }

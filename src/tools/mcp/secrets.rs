@@ -3,7 +3,8 @@
 //! Words: a *reference* is `${NAME}`, or `${NAME:-instead}`, in a value; it stands for a variable of the daemon's own
 //! environment. What follows is *secret* to a [`Redactor`]: what a reference stood for, and a value that is written out
 //! where secrets stand (an `Authorization` header, a variable called `…TOKEN`) or that looks like one (long, without
-//! blanks and slashes, letters and digits mixed). What a server inherits anyway, such as `HOME`, is none, nor is text so
+//! blanks, letters and digits mixed, and no path or address). Of an address with a password, the password alone is one
+//! too, as it stands and as it is meant. What a server inherits anyway, such as `HOME`, is none, nor is text so
 //! short that a redaction would only garble other text.
 //!
 //! Invariant: whatever comes from a server goes through its redactor before it reaches an isolate, a ledger, a log or a
@@ -52,6 +53,7 @@ pub fn expand(
                     text.push_str(&found);
                     literal = false;
                     if !inherited.contains(&name) {
+                        secrets.extend(passwords(&found));
                         secrets.push(found);
                     }
                 }
@@ -60,6 +62,11 @@ pub fn expand(
         if literal && is_secret(name, &text) {
             // `Bearer <token>`: the token alone is the secret too.
             secrets.extend(text.split_once(' ').map(|(_, rest)| rest.to_owned()));
+            secrets.push(text.clone());
+        }
+        let in_address = passwords(&text);
+        if !in_address.is_empty() {
+            secrets.extend(in_address);
             secrets.push(text.clone());
         }
         expanded.insert(name.clone(), text);
@@ -71,11 +78,32 @@ fn is_secret(name: &str, value: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let looks = || {
         value.len() >= MIN_UNNAMED_SECRET
-            && !value.contains(|c: char| c.is_whitespace() || c == '/')
+            && !value.contains(char::is_whitespace)
+            && !is_path(value)
             && value.contains(|c: char| c.is_ascii_digit())
             && value.contains(|c: char| c.is_ascii_alphabetic())
     };
     SECRET_WORDS.iter().any(|word| name.contains(word)) || looks()
+}
+
+/// A path or an address, as far as it can be told from letters and digits that hold slashes by chance.
+fn is_path(value: &str) -> bool {
+    let mut start = value.chars();
+    let is_drive = start.next().is_some_and(|c| c.is_ascii_alphabetic()) && start.next() == Some(':');
+    value.starts_with(['/', '~', '.', '@']) || value.contains("://") || (is_drive && value.contains('\\'))
+}
+
+/// The password in an address such as `postgres://me:password@host/db`, as it is written and as it is meant.
+fn passwords(value: &str) -> Vec<String> {
+    let Some((_, rest)) = value.split_once("://") else { return Vec::new() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let Some((_, password)) = authority.rsplit_once('@').and_then(|(user, _)| user.split_once(':')) else {
+        return Vec::new();
+    };
+    // Read as the value of a form, in which only these two mean something else.
+    let form = format!("_={}", password.replace('+', "%2B").replace('&', "%26"));
+    let meant = url::form_urlencoded::parse(form.as_bytes()).map(|(_, meant)| meant.into_owned());
+    std::iter::once(password.to_owned()).chain(meant).collect()
 }
 
 enum Part<'a> {
@@ -188,6 +216,7 @@ mod tests {
     fn env(name: &str) -> Option<String> {
         Some(match name {
             "TOKEN" => "hunter2".to_owned(),
+            "DB" => "mysql://me:pass-2@db".to_owned(),
             "ODD" => "a\"b\\c".to_owned(),
             "HOME" => "/home/me".to_owned(),
             "SHORT" => "on".to_owned(),
@@ -230,6 +259,12 @@ mod tests {
             ("X", "ghp_0123456789abcdef", "ghp_0123456789abcdef", "[redacted]"),
             ("X", "${ODD}", "{\\\"k\\\":\\\"a\\\"b\\\\c\\\"}", "{\\\"k\\\":\\\"[redacted]\\\"}"),
             ("X", "${ODD}", "a\"b\\c", "[redacted]"),
+            ("X", "wJalrXUtnFEMI/K7MDENG+bPxRfi", "wJalrXUtnFEMI/K7MDENG+bPxRfi", "[redacted]"),
+            ("DATABASE_URL", "postgres://me:p%40ss-1@db/x", "me/p@ss-1: p%40ss-1", "me/[redacted]: [redacted]"),
+            ("DATABASE_URL", "postgres://me:p%40ss-1@db/x", "postgres://me:p%40ss-1@db/x", "[redacted]"),
+            ("X", "${DB}", "for me: pass-2", "for me: [redacted]"),
+            ("ENDPOINT", "https://host.example/v1/mcp", "https://host.example/v1/mcp", "https://host.example/v1/mcp"),
+            ("DIR", "/srv/data-2026/notes", "/srv/data-2026/notes", "/srv/data-2026/notes"),
             ("TZ", "Europe/Berlin", "Europe/Berlin", "Europe/Berlin"),
             ("DIR", "${HOME}/data", "/home/me/data", "/home/me/data"),
             ("PORT", "${PORT}", "port 3001", "port 3001"),

@@ -16,6 +16,7 @@ use rmcp::model::{ClientRequest, GetExtensions, GetMeta, JsonRpcMessage, Progres
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::pace::Pace;
 use super::secrets::Redactor;
@@ -39,6 +40,7 @@ pub struct Watch {
     stale: AtomicBool,
     /// Why the connection was given up from here.
     broken: OnceLock<String>,
+    gives_up: Notify,
 }
 
 #[derive(Default)]
@@ -80,6 +82,7 @@ impl Watch {
             state: Mutex::default(),
             stale: AtomicBool::new(true),
             broken: OnceLock::new(),
+            gives_up: Notify::new(),
         }
     }
 
@@ -107,6 +110,7 @@ impl Watch {
     /// Gives the connection up; the first reason counts.
     pub fn broken(&self, why: String) {
         let _ = self.broken.set(why);
+        self.gives_up.notify_one();
     }
 
     pub fn why_broken(&self) -> Option<&str> {
@@ -262,7 +266,10 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for Watched<T> {
 
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
-            let message = self.inner.receive().await?;
+            let message = tokio::select! {
+                message = self.inner.receive() => message?,
+                () = self.watch.gives_up.notified() => return None,
+            };
             if self.watch.passes(&message)? {
                 return Some(message);
             }

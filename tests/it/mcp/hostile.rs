@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Witness, call, call_in_run, hostile, one, root_with};
-use crate::harness::{ended, start};
+use crate::harness::{ended, start, within};
 
 const SECRET: &str = "postgres://me:hunter2@db";
 
@@ -211,4 +211,20 @@ async fn a_greeting_without_sense_is_told() {
     assert!(results[0]["ok"].is_number(), "a version that nobody knows: {}", results[0]);
     assert!(message(&results[1]).contains("it answered the greeting with what is no answer to it"), "{results:?}");
     daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn a_server_that_reads_nothing_holds_up_its_own_calls_alone() {
+    let root = root_with(&json!({"one": hostile(json!({})), "two": hostile(json!({}))}));
+    root.write("dirigent.toml", "[mcp]\ncall_timeout_s = 5\n");
+    let daemon = root.daemon().await;
+    assert_eq!(one(&daemon, "one.deaf").await["code"], "mcp_timeout");
+    // More than a pipe holds: the message stays half sent.
+    let long = json!({"text": "x".repeat(1 << 20)});
+    let results = call(&daemon, json!([["one.pid", long], ["one.pid"], ["two.pid"]])).await;
+    assert_eq!(results[0]["code"], "mcp_timeout", "{}", results[0]);
+    assert_eq!(results[1]["code"], "mcp_timeout", "{}", results[1]);
+    assert!(results[2]["ok"].is_number(), "{}", results[2]);
+    within(daemon.stop(Duration::ZERO)).await;
 }
