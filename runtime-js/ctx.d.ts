@@ -192,34 +192,39 @@ export interface Run {
   readonly appId: string;
   /** 1 for the first try, then one more for each retry. */
   readonly attempt: number;
-  readonly trigger: {
-    readonly origin: 'cron' | 'webhook' | 'manual' | 'invoke' | 'failure' | 'retry';
-    /** Epoch milliseconds of the instant that a cron trigger stood for. */
-    readonly scheduledFor?: number;
-    /** How many earlier instants this run stands for. */
-    readonly missed?: number;
-    /** The delivery id that a webhook came with. */
-    readonly deliveryId?: string;
-  };
+  readonly trigger: Trigger;
+}
+
+/** Only what applies is there. */
+export interface Trigger {
+  readonly origin: 'cron' | 'webhook' | 'manual' | 'invoke' | 'failure' | 'retry';
+  /** Epoch milliseconds of the instant that a cron trigger stood for. */
+  readonly scheduledFor?: number;
+  /** How many earlier instants this run stands for. */
+  readonly missed?: number;
+  /** The delivery id that a webhook came with. */
+  readonly deliveryId?: string;
 }
 
 /** The `input` of an automation that another one names as `onFailure`. */
 export interface FailureInput {
-  failedRun: {
-    runId: string;
-    automationId: string;
-    appId: string;
-    /** The message; the stack follows on further lines. */
-    error: string | null;
-    /** Such as `handler_threw`, `timeout` or `output_schema`. */
-    errorCode: string | null;
-    triggerOrigin: Run['trigger']['origin'];
-    /** Epoch milliseconds. */
-    startedAt: number | null;
-    endedAt: number | null;
-    /** What the failed run was given. */
-    input: any;
-  };
+  failedRun: FailedRun;
+}
+
+export interface FailedRun {
+  runId: string;
+  automationId: string;
+  appId: string;
+  /** The message; the stack follows on further lines. */
+  error: string | null;
+  /** Such as `handler_threw`, `timeout` or `output_schema`. */
+  errorCode: string | null;
+  triggerOrigin: Trigger['origin'];
+  /** Epoch milliseconds. */
+  startedAt: number | null;
+  endedAt: number | null;
+  /** What the failed run was given. */
+  input: any;
 }
 
 /** What a rejected `ctx` or `db` call is. */
@@ -290,5 +295,11 @@ export interface Statement {
   /** The first row, or `undefined`. */
   get<Row = any>(...params: any[]): Promise<Row | undefined>;
   all<Row = any>(...params: any[]): Promise<Row[]>;
-  run(...params: any[]): Promise<{ changes: number; lastInsertRowid: number }>;
+  run(...params: any[]): Promise<Changes>;
+}
+
+/** What a statement did. */
+export interface Changes {
+  changes: number;
+  lastInsertRowid: number;
 }

@@ -4,9 +4,9 @@
 //! Editors complete and check both files at once, without a network: the manifest names its JSON Schema and the handler
 //! its types by relative paths. The types stand in `<app>/automations/ctx.d.ts` and travel with the app. The schema
 //! stands in `<root>/.dirigent`, because a `.json` file among the automations would be taken for one of the old shape;
-//! it is brought up to date by each `new`.
+//! it is brought up to date by each `new`, and by the daemon, since what is in there does not travel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -108,11 +108,7 @@ pub fn new(place: &Place, args: &NewArgs) -> Outcome {
     if !types.exists() {
         write_atomic(&types, CTX_TYPES.as_bytes()).map_err(in_dir)?;
     }
-    let schema =
-        home::make_dir(&place.root).map_err(|error| Failure::failed("io", error.to_string()))?.join(SCHEMA_FILE);
-    let text =
-        serde_json::to_string_pretty(&manifest::json_schema()).map_err(|e| Failure::failed("json", e.to_string()))?;
-    write_atomic(&schema, (text + "\n").as_bytes()).map_err(in_dir)?;
+    let schema = write_schema(&place.root)?;
     // The manifest comes last, so that a watcher never sees it without its handler.
     write_atomic(&dir.join("handler.js"), args.template.handler().as_bytes()).map_err(in_dir)?;
     write_atomic(&dir.join("automation.json"), manifest.as_bytes()).map_err(in_dir)?;
@@ -135,6 +131,20 @@ next steps:
         line("its webhook is pending: it has no route until it is provisioned")?;
     }
     Ok(exit::FINE)
+}
+
+/// Brings the schema that manifests refer to up to date, and tells where it is.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_schema(root: &Path) -> Result<PathBuf, Failure> {
+    let path = home::make_dir(root).map_err(|error| Failure::failed("io", error.to_string()))?.join(SCHEMA_FILE);
+    let text = serde_json::to_string_pretty(&manifest::json_schema());
+    let text = text.map_err(|error| Failure::failed("json", error.to_string()))? + "\n";
+    if !std::fs::read(&path).is_ok_and(|known| known == text.as_bytes()) {
+        write_atomic(&path, text.as_bytes()).map_err(|error| Failure::io(path.display(), &error))?;
+    }
+    Ok(path)
 }
 
 /// As a person in the current folder would write it.

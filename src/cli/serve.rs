@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::dashboard;
 use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::new::write_schema;
 use crate::cli::output::{count, json_line, line, shown};
 use crate::cli::place::{Place, absolute, check_root};
 use crate::cli::run::bad_config;
@@ -140,6 +141,10 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
     };
     let hook_settings = config.hooks.clone();
     let token = home::token(&root).map_err(home_failure)?;
+    // For editors alone, so it hinders nothing.
+    if let Err(failure) = write_schema(&root) {
+        tracing::warn!("{}", failure.message);
+    }
     // The signals are listened for before anything runs, so that none kills it half started.
     let mut signals = Signals::listen()?;
 

@@ -375,6 +375,7 @@ async fn tools_answer_in_one_shape_with_the_status_of_their_code() {
     root.write("broken/app.json", "{");
     root.write("bad/app.json", "{\"queries\": [{\"name\": \"throws\"}]}");
     root.write("bad/queries/throws.js", "export default () => { throw new Error('on purpose'); };");
+    root.write("mcp.json", r#"{"mcpServers": {"half": {}}}"#);
     let served = root.serve();
     let admin = Admin::of(&root, &served);
     for (tool, args, status, code) in [
@@ -416,7 +417,9 @@ async fn tools_answer_in_one_shape_with_the_status_of_their_code() {
     };
     assert_eq!(app("bookshelf")["queries"][0]["name"], "books");
     assert_eq!(app("broken")["error"]["code"], "INVALID_MANIFEST");
-    assert_eq!((&catalog["mcp"], &catalog["problems"]), (&json!([]), &json!([])));
+    let half = &catalog["mcp"][0];
+    assert_eq!((&half["server"], &half["error"]["code"]), (&json!("half"), &json!("mcp_not_configured")));
+    assert_eq!(catalog["problems"][0]["field"], "mcpServers.half");
 }
 
 #[tokio::test(flavor = "multi_thread")]

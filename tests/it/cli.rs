@@ -56,6 +56,18 @@ fn a_scaffold_is_valid_runs_and_is_enabled() {
     assert_eq!(state(&root), "disabled");
 }
 
+/// Manifests that came from another machine refer to a schema that did not.
+#[test]
+fn a_daemon_brings_the_schema_for_editors() {
+    let root = Root::new();
+    let schema = root.join(".dirigent/automation.schema.json");
+    root.write(".dirigent/automation.schema.json", "{}");
+    let _daemon = root.serve();
+    let text = std::fs::read(&schema).expect("a schema");
+    let printed = json(&root.cli(&["schema"]));
+    assert_eq!(serde_json::from_slice::<Value>(&text).expect("JSON"), printed);
+}
+
 /// A variable that only the daemon has tells who started the MCP server.
 #[test]
 fn tools_are_asked_of_the_daemon_when_one_runs() {

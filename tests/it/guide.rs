@@ -2,26 +2,30 @@
 //! beside them, and what people are told to type is typed.
 //!
 //! What a block is stands behind its language: `file=<path>` is a file of the root; `input=<handle>` and
-//! `output=<handle>` are one run; `automation` is a whole manifest and `handler` a whole handler; `fields` are further
-//! fields of a manifest and `body` the body of a handler; `wrong=<code>` and `invalid=<code>` are the same with a
-//! problem in them. `sh` is run as it stands; `text` is a picture.
+//! `output=<handle>` are one run, and `mcp-input`, `mcp-output` one that calls a published MCP server, which needs
+//! Node.js; `automation` is a whole manifest and `handler` a whole handler; `fields` are further fields of a manifest and
+//! `body` the body of a handler; `wrong=<code>`, `wrong-handler=<code>` and `invalid=<code>` are the same with a problem
+//! in them; `settings` is a `dirigent.toml`. `sh` is run as it stands, with `daemon` while one runs; `text` is a picture.
 
-use std::path::Path;
 use std::process::Command;
 
 use dirigent::clock::{Clock, TestClock};
 use dirigent::core::manifest;
+use dirigent::daemon::Daemon;
 use dirigent::fire::Problem;
 use dirigent::isolate::CTX_TYPES;
 use serde_json::{Map, Value, json};
 
-use crate::agent;
-use crate::harness::{PROGRAM, Root, run};
+use crate::harness::{PROGRAM, Root, Served, run};
+use crate::{agent, mcp};
 
 const GUIDE: &str = include_str!("../../docs/builders.md");
 
 /// 2026-11-21T10:02:30Z: no example is due, and with a clock that stands none ever is.
 const NOW: i64 = 1_795_255_350_000;
+
+/// Where the settings that the guide shows say that the model `local` is.
+const LOCAL_MODEL: &str = "http://127.0.0.1:8080/v1";
 
 /// A fenced block of the guide.
 struct Block {
@@ -84,16 +88,20 @@ fn every_block_says_what_it_is() {
     let mut examples = 0;
     for Block { line, language, kind, name, .. } in blocks() {
         let is_known = match (language, kind) {
-            ("json", "file" | "input" | "output" | "invalid") | ("js", "file" | "wrong") | ("sql", "file") => {
-                !name.is_empty()
-            }
-            ("json", "automation" | "fields") | ("js", "handler" | "body") | ("sh" | "text", "") => name.is_empty(),
+            ("json", "file" | "input" | "output" | "mcp-input" | "mcp-output" | "invalid")
+            | ("js", "file" | "wrong" | "wrong-handler")
+            | ("sql", "file") => !name.is_empty(),
+            ("json", "automation" | "fields")
+            | ("js", "handler" | "body")
+            | ("toml", "settings")
+            | ("sh", "" | "daemon")
+            | ("text", "") => name.is_empty(),
             _ => false,
         };
         assert!(is_known, "line {line}: {language} {kind}={name}");
         examples += usize::from(name.ends_with("/handler.js"));
     }
-    assert_eq!(examples, 10, "ten examples");
+    assert_eq!(examples, 11, "ten examples, and the one of MCP servers");
 }
 
 #[test]
@@ -118,12 +126,14 @@ fn handlers_of_the_guide_are_good_or_wrong_as_it_says() {
     write_examples(&root);
     assert_eq!(problems(&root), [], "the examples have no problems");
 
-    let shown: Vec<Block> =
-        blocks().into_iter().filter(|block| matches!(block.kind, "handler" | "body" | "wrong")).collect();
+    let shown: Vec<Block> = blocks()
+        .into_iter()
+        .filter(|block| matches!(block.kind, "handler" | "body" | "wrong" | "wrong-handler"))
+        .collect();
     let root = Root::new();
     for block in &shown {
         let handler = match block.kind {
-            "handler" => block.text.clone(),
+            "handler" | "wrong-handler" => block.text.clone(),
             _ => format!("export default async ({{ ctx, log, input }}) => {{\n{}}};\n", block.text),
         };
         root.automation(&format!("shop/at-{}", block.line), "", &handler);
@@ -133,7 +143,7 @@ fn handlers_of_the_guide_are_good_or_wrong_as_it_says() {
         let path = format!("shop/automations/at-{}/handler.js", block.line);
         let of_block = found.iter().filter(|problem| problem.path.as_deref() == Some(&path));
         let codes: Vec<&str> = of_block.map(|problem| problem.code.as_str()).collect();
-        let expected: &[&str] = if block.kind == "wrong" { &[block.name] } else { &[] };
+        let expected: &[&str] = if block.kind.starts_with("wrong") { &[block.name] } else { &[] };
         assert_eq!(codes, expected, "line {}: {found:?}", block.line);
     }
 }
@@ -144,18 +154,47 @@ async fn the_examples_do_what_the_guide_says() {
     write_examples(&root);
     let answer = agent::answered("local", r#"{"urgency":"high","reason":"Something burns."}"#);
     let (base, _) = agent::server(vec![(200, answer)]).await;
-    root.write("dirigent.toml", &format!("[models.local]\nbase_url = \"{base}/v1\"\n"));
+    let settings = blocks().into_iter().find(|block| block.kind == "settings").expect("settings");
+    assert!(settings.text.contains(LOCAL_MODEL), "the model of the example stands in them");
+    root.write("dirigent.toml", &settings.text.replace(LOCAL_MODEL, &format!("{base}/v1")));
     let clock = TestClock::at(NOW);
     let daemon = root.daemon_at(Clock::Test(clock.clone())).await;
+    let runs = runs_are_as_shown(&daemon, &clock, ("input", "output")).await;
+    assert!(runs >= 15, "{runs} runs");
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
+/// The server that the guide names is the one that the tests install; only how it is started differs.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn the_example_of_mcp_servers_does_what_the_guide_says() {
+    let root = Root::new();
+    write_examples(&root);
+    let text = std::fs::read_to_string(root.join("mcp.json")).expect("mcp.json");
+    let mut servers: Value = serde_json::from_str(&text).expect("JSON");
+    let entry = &mut servers["mcpServers"]["everything"];
+    let package: Value = serde_json::from_str(include_str!("../mcp-servers/package.json")).expect("JSON");
+    let version = &package["dependencies"]["@modelcontextprotocol/server-everything"];
+    let named = format!("@modelcontextprotocol/server-everything@{}", version.as_str().expect("a version"));
+    assert_eq!(*entry, json!({ "command": "npx", "args": ["-y", named] }));
+    *entry = json!({ "command": "node", "args": [mcp::everything()] });
+    root.write("mcp.json", &servers.to_string());
+    let clock = TestClock::at(NOW);
+    let daemon = root.daemon_at(Clock::Test(clock.clone())).await;
+    assert_eq!(runs_are_as_shown(&daemon, &clock, ("mcp-input", "mcp-output")).await, 2);
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
+/// Makes the runs that blocks of these two kinds show, in their order; how many.
+async fn runs_are_as_shown(daemon: &Daemon, clock: &TestClock, (given, gives): (&str, &str)) -> i64 {
     let mut input: Option<Block> = None;
     let mut runs = 0_i64;
     for block in blocks() {
         match block.kind {
-            "input" => input = Some(block),
-            "output" => {
+            kind if kind == given => input = Some(block),
+            kind if kind == gives => {
                 let given = input.take().inspect(|given| assert_eq!(given.name, block.name, "line {}", given.line));
-                let (_, end) =
-                    run(&daemon, block.name, given.map(|given| json_of(&given).to_string()).as_deref()).await;
+                let (_, end) = run(daemon, block.name, given.map(|given| json_of(&given).to_string()).as_deref()).await;
                 let expected = json_of(&block);
                 let output = end.output_json.as_deref().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
                 let mut came = json!({});
@@ -178,33 +217,38 @@ async fn the_examples_do_what_the_guide_says() {
             _ => {}
         }
     }
-    assert!(input.is_none() && runs >= 15, "{runs} runs");
-    daemon.stop(std::time::Duration::ZERO).await;
+    assert!(input.is_none(), "an input without what it gives");
+    runs
 }
 
 #[test]
 #[cfg(unix)]
 fn what_the_guide_types_works() {
+    let programs = Root::new();
+    std::os::unix::fs::symlink(PROGRAM, programs.join("dirigent")).expect("a link");
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap_or_default());
     let root = Root::new();
-    std::fs::create_dir(root.join("bin")).expect("a folder");
-    std::os::unix::fs::symlink(PROGRAM, root.join("bin/dirigent")).expect("a link");
-    let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap_or_default());
-    let scripts: Vec<Block> = blocks().into_iter().filter(|block| block.language == "sh").collect();
-    assert!(!scripts.is_empty());
-    let apps = root.join("apps");
-    std::fs::create_dir(&apps).expect("a folder");
-    for block in scripts {
+    let mut daemon: Option<Served> = None;
+    let mut told = String::new();
+    for block in blocks().into_iter().filter(|block| block.language == "sh") {
+        if block.kind == "daemon" && daemon.is_none() {
+            daemon = Some(root.serve());
+        }
         let output = Command::new("sh")
             .args(["-euc", &block.text])
-            .current_dir(Path::new(&apps))
+            .current_dir(root.path())
             .env("PATH", &path)
             .env_remove("DIRIGENT_ROOT")
             .output()
             .expect("a shell");
         assert!(output.status.success(), "line {}: {output:?}", block.line);
+        told.push_str(&String::from_utf8_lossy(&output.stdout));
     }
+    assert!(daemon.is_some() && told.contains("200 ok"), "{told}");
     let manifest =
-        std::fs::read_to_string(apps.join("auto.mine/automations/hello/automation.json")).expect("a manifest");
+        std::fs::read_to_string(root.join("auto.mine/automations/hello/automation.json")).expect("a manifest");
     assert!(manifest.contains("\"enabled\": true"), "{manifest}");
-    assert!(apps.join(".dirigent/automation.schema.json").is_file());
+    assert!(root.join(".dirigent/automation.schema.json").is_file());
+    let input = root.sql("auto.mine", "select input_json from runs where trigger_origin = 'webhook'");
+    assert_eq!(input, [r#"{"order": "o-1"}"#]);
 }

@@ -51,7 +51,7 @@ fn package(script: &str) -> String {
     path.to_str().expect("UTF-8").to_owned()
 }
 
-fn everything() -> String {
+pub fn everything() -> String {
     package("server-everything/dist/index.js")
 }
 
