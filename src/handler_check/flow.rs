@@ -27,13 +27,15 @@ const MAX_ROUNDS: usize = 20;
 const MAX_LINKS: usize = 30;
 
 /// Choices and calls that are looked at for the texts of one expression.
-const MAX_TEXT_STEPS: usize = 1000;
+const MAX_TEXT_STEPS: usize = 200;
 
 pub struct Flow<'s, 'a> {
     pub semantic: &'s Semantic<'a>,
     values: HashMap<SymbolId, Value>,
     /// Variables that hold one text for ever.
     texts: HashMap<SymbolId, &'a str>,
+    /// Variables that are declared without a value, and the one that they get.
+    late: Vec<(SymbolId, &'a Expression<'a>)>,
     /// What the parameters of the handler's own functions are given, by each call that gives something.
     given: HashMap<SymbolId, Vec<&'a Expression<'a>>>,
     /// The parameters of the default export, by which it is known.
@@ -69,6 +71,7 @@ impl<'s, 'a> Flow<'s, 'a> {
             values: HashMap::new(),
             texts: HashMap::new(),
             given: HashMap::new(),
+            late: Vec::new(),
             taken_apart: Vec::new(),
             arguments_change: false,
         };
@@ -169,7 +172,8 @@ impl<'s, 'a> Flow<'s, 'a> {
             Expression::Identifier(name) => {
                 let symbol = name.reference_id.get().and_then(|reference| self.symbol(reference));
                 let Some(symbol) = symbol.filter(|symbol| search.entered.insert(*symbol)) else { return };
-                self.given.get(&symbol).into_iter().flatten().for_each(|given| self.search_texts(given, search));
+                let given = self.given.get(&symbol).into_iter().flatten();
+                given.take(MAX_TEXT_STEPS).for_each(|given| self.search_texts(given, search));
             }
             _ => {}
         }
@@ -211,6 +215,7 @@ impl<'s, 'a> Flow<'s, 'a> {
     /// Texts, what parameters are given, and whether arguments change.
     fn gather(&mut self, contract: Contract, functions: &[Followed<'a>]) {
         let given = shapes::arguments(contract).names();
+        let mut assigned: HashSet<SymbolId> = HashSet::new();
         for node in self.semantic.nodes().iter() {
             match node.kind() {
                 AstKind::VariableDeclarator(declarator) => {
@@ -225,14 +230,21 @@ impl<'s, 'a> Flow<'s, 'a> {
                         self.texts.insert(symbol, text);
                     }
                 }
-                AstKind::AssignmentExpression(assignment) => {
-                    self.arguments_change |= match &assignment.left {
-                        AssignmentTarget::StaticMemberExpression(member) => {
-                            given.contains(&member.property.name.as_str())
+                AstKind::AssignmentExpression(assignment) => match &assignment.left {
+                    AssignmentTarget::StaticMemberExpression(member) => {
+                        self.arguments_change |= given.contains(&member.property.name.as_str());
+                    }
+                    AssignmentTarget::AssignmentTargetIdentifier(name) => {
+                        let symbol = name.reference_id.get().and_then(|reference| self.symbol(reference));
+                        if assignment.operator == AssignmentOperator::Assign
+                            && let Some(symbol) = symbol.filter(|symbol| assigned.insert(*symbol))
+                            && self.is_constant(symbol)
+                        {
+                            self.late.push((symbol, &assignment.right));
                         }
-                        _ => false,
-                    };
-                }
+                    }
+                    _ => {}
+                },
                 _ => {}
             }
         }
@@ -264,18 +276,14 @@ impl<'s, 'a> Flow<'s, 'a> {
                         self.keep(bound);
                     }
                 }
-                // The one place where a variable gets its value, when it is kept at all.
-                AstKind::AssignmentExpression(assignment) if assignment.operator == AssignmentOperator::Assign => {
-                    if let AssignmentTarget::AssignmentTargetIdentifier(name) = &assignment.left
-                        && let Some(symbol) = name.reference_id.get().and_then(|reference| self.symbol(reference))
-                        && self.is_constant(symbol)
-                        && let Some(value) = self.value(&assignment.right)
-                    {
-                        self.values.entry(symbol).or_insert(value);
-                    }
-                }
                 AstKind::CallExpression(call) => self.enter_transaction(call),
                 _ => {}
+            }
+        }
+        for index in 0..self.late.len() {
+            let (symbol, given) = self.late[index];
+            if let Some(value) = self.value(given) {
+                self.values.entry(symbol).or_insert(value);
             }
         }
         for function in functions {

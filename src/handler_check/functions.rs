@@ -36,8 +36,8 @@ pub fn is_constant(semantic: &Semantic<'_>, symbol: SymbolId) -> bool {
         nodes.parent_kind(nodes.parent_id(declaration)),
         AstKind::ForOfStatement(_) | AstKind::ForInStatement(_)
     );
-    let writes = scoping.get_resolved_references(symbol).filter(|reference| reference.is_write()).count();
-    is_bare && !is_looped && writes == 1
+    let writes = scoping.get_resolved_references(symbol).filter(|reference| reference.is_write()).take(2);
+    is_bare && !is_looped && writes.count() == 1
 }
 
 /// Where a variable is read.
@@ -51,14 +51,19 @@ pub fn uses<'s, 'a>(
 
 pub fn followed<'a>(semantic: &Semantic<'a>) -> Vec<Followed<'a>> {
     let mut found = Vec::new();
-    let this: Vec<Span> = semantic
+    let mut this: Vec<u32> = semantic
         .nodes()
         .iter()
         .filter_map(|node| match node.kind() {
-            AstKind::ThisExpression(this) => Some(this.span),
+            AstKind::ThisExpression(this) => Some(this.span.start),
             _ => None,
         })
         .collect();
+    this.sort_unstable();
+    let has_this = |within: Span| {
+        let first = this.partition_point(|at| *at < within.start);
+        this.get(first).is_some_and(|at| *at < within.end)
+    };
     for node in semantic.nodes().iter() {
         match node.kind() {
             AstKind::VariableDeclarator(declarator) => {
@@ -71,7 +76,7 @@ pub fn followed<'a>(semantic: &Semantic<'a>) -> Vec<Followed<'a>> {
                     found.extend(named(semantic, symbol, parameters));
                 } else if let Expression::ObjectExpression(object) = init {
                     // Through `this` a method could call its neighbours.
-                    if !this.iter().any(|this| object.span.start <= this.start && this.end <= object.span.end) {
+                    if !has_this(object.span) {
                         found.extend(methods(semantic, symbol, object));
                     }
                 }

@@ -358,6 +358,22 @@ fn floods_are_told_briefly() {
     assert!(long.problems[0].message.len() < 2_000);
 }
 
+/// Each takes a blink, and minutes if anything is looked for in everything.
+#[test]
+fn floods_are_read_in_passing() {
+    let many = |text: &str, times: usize| text.repeat(times);
+    let objects: String = (0..40_000).map(|n| format!("const o{n}={{}};")).collect();
+    for text in [
+        format!("const g = (n) => {{ {} }}; {}", many("ctx.tool(n);", 30_000), many("g(1);", 60_000)),
+        format!("function f() {{ {} }} {objects}", many("this;", 60_000)),
+        format!("let c; {} {}", many("c;", 150_000), many("c=ctx;", 60_000)),
+        many("if(log.debug)log.debug('x');", 30_000),
+        format!("const end = Date.now() + 1; {}", many("Date.now()<end;", 60_000)),
+    ] {
+        study(&body(&text), Contract::Automation);
+    }
+}
+
 fn study_of_length(length: usize) -> Study {
     study(&body(&format!("ctx.{}", "x".repeat(length))), Contract::Automation)
 }

@@ -276,9 +276,9 @@ async fn without_the_token_there_is_no_server() {
     assert!(client.greeting["refused"].as_str().is_some_and(|why| why.contains("401")), "{}", client.greeting);
 }
 
-type Client = RunningService<RoleClient, ()>;
+pub type Client = RunningService<RoleClient, ()>;
 
-async fn stdio(root: &Root) -> (Child, Client) {
+pub async fn stdio(root: &Root) -> (Child, Client) {
     let mut command = Command::from(root.command(&["mcp"]));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("it starts");
     let pipes = (child.stdout.take().expect("a pipe"), child.stdin.take().expect("a pipe"));
@@ -286,9 +286,11 @@ async fn stdio(root: &Root) -> (Child, Client) {
     (child, client)
 }
 
-async fn call(client: &Client, tool: &'static str, arguments: Value) -> CallToolResult {
+pub async fn call(client: &Client, tool: &str, arguments: Value) -> CallToolResult {
     let arguments = arguments.as_object().cloned().expect("an object");
-    within(client.call_tool(CallToolRequestParams::new(tool).with_arguments(arguments))).await.expect("an answer")
+    within(client.call_tool(CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments)))
+        .await
+        .expect("an answer")
 }
 
 /// Waits until the newest run of `a/slow` has this status.

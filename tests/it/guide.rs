@@ -16,6 +16,7 @@ use dirigent::fire::Problem;
 use dirigent::isolate::CTX_TYPES;
 use serde_json::{Map, Value, json};
 
+use crate::builder;
 use crate::harness::{PROGRAM, Root, Served, run};
 use crate::{agent, mcp};
 
@@ -91,7 +92,8 @@ fn every_block_says_what_it_is() {
             ("json", "file" | "input" | "output" | "mcp-input" | "mcp-output" | "invalid")
             | ("js", "file" | "wrong" | "wrong-handler")
             | ("sql", "file") => !name.is_empty(),
-            ("json", "automation" | "fields")
+            ("json", "call") => !name.is_empty(),
+            ("json", "automation" | "fields" | "gives" | "refuses" | "mcp-server")
             | ("js", "handler" | "body")
             | ("toml", "settings")
             | ("sh", "" | "daemon")
@@ -251,4 +253,46 @@ fn what_the_guide_types_works() {
     assert!(root.join(".dirigent/automation.schema.json").is_file());
     let input = root.sql("auto.mine", "select input_json from runs where trigger_origin = 'webhook'");
     assert_eq!(input, [r#"{"order": "o-1"}"#]);
+}
+
+/// Whether `told` has all that is shown of it.
+fn holds(told: &Value, shown: &Value) -> bool {
+    match (told, shown) {
+        (Value::Object(told), Value::Object(shown)) => {
+            shown.iter().all(|(name, value)| told.get(name).is_some_and(|told| holds(told, value)))
+        }
+        (Value::Array(told), Value::Array(shown)) => {
+            told.len() == shown.len() && told.iter().zip(shown).all(|(told, shown)| holds(told, shown))
+        }
+        (told, shown) => told == shown,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tools_for_assistants_answer_as_the_guide_shows() {
+    let root = Root::new();
+    let (_child, client) = builder::stdio(&root).await;
+    let mut answers = 0;
+    let mut result = None;
+    for block in blocks() {
+        match block.kind {
+            "call" => result = Some(builder::call(&client, block.name, json_of(&block)).await),
+            "gives" | "refuses" => {
+                let result = result.take().expect("a call before it");
+                assert_eq!(result.is_error == Some(true), block.kind == "refuses", "line {}: {result:?}", block.line);
+                let told = result.structured_content.expect("a value");
+                assert!(holds(&told, &json_of(&block)), "line {}: {told:#}", block.line);
+                answers += 1;
+            }
+            "mcp-server" => {
+                let entry = json_of(&block)["mcpServers"]["dirigent"].take();
+                assert_eq!(entry["command"], "dirigent");
+                let args: Vec<&str> =
+                    entry["args"].as_array().expect("a list").iter().flat_map(Value::as_str).collect();
+                assert_eq!(args, ["mcp", "--root", "/path/to/apps"], "as `builder::stdio` starts it");
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(answers, 5);
 }
