@@ -60,6 +60,12 @@ describe('hostile text', { timeout: 300_000 }, () => {
       { name: LONG, description: LONG },
       'export default () => ({ summary: ' + JSON.stringify(LONG) + ' });',
     );
+    await root.automation(
+      'auto.nasty/bidi',
+      {},
+      'export default () => {\n  /* \u202E } \u2066if (isAdmin)\u2069 \u2066 begin admins only */\n' +
+        '  return "a\u200Bb";\n};\n',
+    );
     // The registry tells what is wrong with it in its own words, and with some of theirs.
     await root.manifest('auto.nasty/broken', {
       ...fields,
@@ -89,6 +95,48 @@ describe('hostile text', { timeout: 300_000 }, () => {
     assert.ok((await page.evaluate(foreignElements)).length >= 6);
     assert.equal(await page.evaluate(() => globalThis.pwned), 1);
     assert.equal(page.troubles.length, 0, 'they are allowed here');
+  });
+
+  test('shows what has no look of its own, in handlers, values, errors and logs', async (t) => {
+    const page = await signIn(t, chromium, served);
+    const signs = async (place) => {
+      await place.locator('.unseen').first().waitFor();
+      return new Set(await place.locator('.unseen').evaluateAll((all) => all.map((sign) => sign.dataset.code)));
+    };
+    const all = ['U+2067', 'U+202E', 'U+200B', 'U+FEFF'];
+    await openRun(page, served, okRun.runId);
+    await calls(page).first().locator('.node-head').first().click();
+    const places = {
+      output: page.getByTestId('run-output'),
+      input: page.getByTestId('run-input-value'),
+      summary: page.getByTestId('run-summary'),
+      request: calls(page).first().getByLabel('request'),
+      log: page.getByTestId('log-line').first(),
+    };
+    for (const [name, place] of Object.entries(places)) {
+      assert.deepEqual([...(await signs(place))].sort(), [...all].sort(), name);
+    }
+    // What is copied is what was there.
+    assert.ok((await places.output.locator('pre').textContent()).includes('\u2067\u202Eevil'));
+    await openRun(page, served, failedRun.runId);
+    assert.deepEqual([...(await signs(page.getByTestId('run-error')))].sort(), [...all].sort());
+    await openAutomation(page, served, 'auto.nasty/bidi');
+    await page.getByText('isAdmin').waitFor();
+    assert.deepEqual([...(await signs(page.locator('#file')))].sort(), ['U+200B', 'U+202E', 'U+2066', 'U+2069']);
+    const line = page.locator('#file .line', { hasText: 'isAdmin' });
+    const stands = await line.evaluate((element) => {
+      const left = [];
+      const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+      for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        // A sign's own character takes no room.
+        if (/[a-z]/.test(node.data)) left.push(range.getBoundingClientRect().left);
+      }
+      return left;
+    });
+    assert.equal(stands.length, 2, 'the condition, and what stands beside it');
+    assert.ok(stands[0] < stands[1], 'in the order in which they are read by a machine');
   });
 
   for (const width of WIDTHS) {

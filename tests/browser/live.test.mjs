@@ -267,6 +267,12 @@ describe('the dashboard', { timeout: 300_000 }, () => {
     await keyboard.press('/');
     await keyboard.type('quick');
     await row(page, 'auto.test/steps').waitFor({ state: 'detached' });
+    for (const key of ['Enter', 'ArrowDown']) {
+      await keyboard.press(key);
+      await page.getByTestId('overview-row').first().locator('a:focus').waitFor();
+      await keyboard.press('/');
+      await page.locator('[data-testid="search"]:focus').waitFor();
+    }
     await tabTo('[data-handle="auto.test/quick"] a');
     assert.ok(await showsFocus(page), 'the row shows its focus');
     await keyboard.press('Enter');

@@ -61,7 +61,7 @@ pub struct Switched {
     problems: Vec<Problem>,
 }
 
-/// Lists all automations, with state, triggers, next fire, last runs and problems.
+/// Lists all automations, with state, triggers, next fire, last runs, measured tokens and problems.
 #[utoipa::path(
     get, path = "/v1/automations", operation_id = "listAutomations", tag = openapi::AUTOMATIONS,
     responses((status = 200, description = "Every automation under the root, and all problems.", body = Overview))

@@ -6,6 +6,7 @@
  * Elements that tests hold on to, by data-testid:
  *   nav-overview nav-runs live-state theme-toggle help help-dialog search filter-app filter-state sort
  *   overview-row row-run overview-more problem run-now toggle-enabled trigger webhook-provision webhook-rotate
+ *   cost cost-measured cost-estimated cost-window
  *   webhook-secret-dialog webhook-url webhook-secret confirm tab-handler tab-manifest
  *   run-dialog run-input run-start run-row runs-status runs-origin runs-more
  *   run-status run-summary run-error run-input-value run-output run-automation handler-edited

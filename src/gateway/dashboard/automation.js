@@ -2,12 +2,13 @@
 
 import { automationPath, follow, get, post } from './api.js';
 import { source } from './code.js';
+import { costFigures } from './cost.js';
 import { announce, attempt, mintWebhook, runDialog, toast } from './dialogs.js';
 import { h, icon, set, setOnce, stateBadge } from './dom.js';
 import { duration, number, percent, plural } from './format.js';
 import { RunsTable } from './runs.js';
 import { strip } from './strip.js';
-import { cronLine, nextFire, problemItem, time } from './words.js';
+import { cronLine, nextFire, problemItem, prose, time, told } from './words.js';
 
 const REFRESH_MS = 700;
 
@@ -41,7 +42,7 @@ function notThere(handle, failure) {
     'div',
     { class: 'page' },
     h('h1', { tabindex: -1 }, handle),
-    h('p', { class: 'empty' }, `${failure} `, h('a', { href: '#/' }, 'All automations')),
+    h('div', { class: 'empty' }, h('p', {}, prose(failure)), h('p', {}, h('a', { href: '#/' }, 'All automations'))),
   );
 }
 
@@ -59,6 +60,7 @@ class AutomationPage {
     this.toggle.addEventListener('click', () => this.switchOver());
     this.strip = h('div', { class: 'strip-slot' });
     this.facts = h('dl', { class: 'facts' });
+    this.cost = h('div', { class: 'cost-figures' });
     this.triggers = h('div', { class: 'trigger-list' });
     this.problemTitle = h('h2', { id: 'problems-title' }, 'Problems');
     this.problemList = h('ul', { class: 'problems' });
@@ -88,6 +90,7 @@ class AutomationPage {
           { class: 'side', 'aria-label': 'Triggers and facts' },
           h('section', { 'aria-labelledby': 'triggers-title' }, h('h2', { id: 'triggers-title' }, 'Triggers'), this.triggers),
           h('section', { 'aria-labelledby': 'facts-title' }, h('h2', { id: 'facts-title' }, 'History'), this.strip, this.facts),
+          (this.costBox = h('section', { 'aria-labelledby': 'cost-title', 'data-testid': 'cost' }, h('h2', { id: 'cost-title' }, 'Models'), this.cost)),
           this.about = h('section', { 'aria-labelledby': 'about-title' }),
         ),
       ),
@@ -102,7 +105,7 @@ class AutomationPage {
     try {
       this.detail = await get(automationPath(this.handle), this.signal);
     } catch (error) {
-      this.failure = error.status === 404 ? `There is no automation ${this.handle}. ${error.hint ?? ''}` : error.message;
+      this.failure = error.status === 404 ? told(`there is no automation ${this.handle}`, error.hint) : error.message;
       if (error.name !== 'AbortError' && this.view) toast(error.message, 'bad');
       return false;
     }
@@ -131,26 +134,29 @@ class AutomationPage {
 
   paint() {
     const { view } = this;
-    this.name.textContent = view.name ?? view.automationId;
+    setOnce(this.name, view.name ?? view.automationId, () => view.name ?? view.automationId);
     setOnce(this.state, view.state, () => stateBadge(view.state));
-    this.description.textContent = view.description ?? '';
+    setOnce(this.description, view.description ?? '', () => view.description ?? '');
     this.description.hidden = !view.description;
     this.toggle.textContent = view.enabled ? 'Disable' : 'Enable';
     this.toggle.dataset.enabled = String(view.enabled);
-    setOnce(this.strip, view.recent ?? [], () => strip(view.recent ?? [], { links: true, large: true }));
+    this.strip.hidden = view.recent.length === 0;
+    setOnce(this.strip, view.recent, () => strip(view.recent, { links: true, large: true }));
     setOnce(this.facts, [view.counts, view.successRate, view.activeRuns, view.lastRun], () => factRows(view));
-    setOnce(this.triggers, [view.triggers, view.enabled], () => this.triggerCards());
+    setOnce(this.triggers, [view.triggers, view.enabled, view.valid], () => this.triggerCards());
     this.problems.hidden = view.problems.length === 0;
     setOnce(this.problemList, view.problems, () => view.problems.map(problemItem));
     this.problemTitle.textContent = view.problems.length === 0 ? 'Problems' : `Problems (${view.problems.length})`;
     this.files.show(this.detail.manifest, this.detail.handler, view.problems);
-    setOnce(this.about, [this.detail.manifest, view.costEstimate], () => aboutRows(this.detail.manifest, view));
+    setOnce(this.cost, [view.costEstimate, view.usage, view.recent.length], () => costFigures(view));
+    this.costBox.hidden = !view.costEstimate && !view.usage;
+    setOnce(this.about, [this.detail.manifest], () => aboutRows(this.detail.manifest, view));
     this.about.hidden = this.about.childElementCount === 0;
   }
 
   triggerCards() {
-    const { triggers } = this.view;
-    if (triggers.length === 0) return h('p', { class: 'none' }, 'None: it runs by hand, or when another one invokes it.');
+    const { triggers, valid } = this.view;
+    if (triggers.length === 0) return h('p', { class: 'none' }, valid ? 'None: it runs by hand, or when another one invokes it.' : 'None are known until the manifest is valid.');
     return h('ul', { class: 'cards' }, triggers.map((trigger) => (trigger.kind === 'cron' ? this.cronCard(trigger) : this.hookCard(trigger))));
   }
 
@@ -209,7 +215,6 @@ function aboutRows(text, view) {
   }
   if (typeof manifest !== 'object' || manifest === null) return [];
   const { concurrency, timeoutMs, catchUp, retry, onFailure, requires, generated, version } = manifest;
-  const cost = view.costEstimate;
   const text_ = (value) => (typeof value === 'string' && value !== '' ? value : null);
   const rows = [
     ['At once', text_(concurrency?.mode) && `${concurrency.mode}${concurrency.max ? `, ${concurrency.max} at most` : ''}`],
@@ -218,7 +223,6 @@ function aboutRows(text, view) {
     ['Retries', retry?.max > 0 ? `${retry.max}, after ${duration(retry.backoffMs ?? 0)}` : null],
     ['On failure', text_(onFailure) && h('a', { href: `#/a/${failureHandle(onFailure, view.appId)}` }, onFailure)],
     ['Model', text_(requires?.model)],
-    ['Cost', cost ? `about ${number(cost.tokensPerFire)} tokens a run, ${cost.model}` : null],
     ['Version', text_(version)],
     ['Made by', text_(generated?.by)],
   ].filter(([, value]) => value);

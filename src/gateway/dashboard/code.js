@@ -3,6 +3,7 @@
 
 import { h } from './dom.js';
 import { number } from './format.js';
+import { blanks } from './text.js';
 
 /** Lines that are shown at once. */
 const SHOWN = 800;
@@ -39,8 +40,7 @@ function lineOf(parts, number, mark) {
   const marked = mark?.line === number;
   const line = h('div', { class: marked ? 'line marked' : 'line', 'data-n': number }, parts.length === 0 ? '\n' : parts);
   if (marked && mark.column > 0) {
-    const text = line.textContent;
-    const pad = text.slice(0, mark.column - 1).replace(/[^\t]/g, ' ');
+    const pad = blanks(line.textContent.slice(0, mark.column - 1));
     line.append(h('div', { class: 'caret', 'aria-hidden': 'true' }, `${pad}^`));
   }
   return line;

@@ -2,6 +2,7 @@
 
 import { ApiError, automationPath, post, postText } from './api.js';
 import { h, icon, set } from './dom.js';
+import { prose, told } from './words.js';
 
 const lastInput = (handle) => `dirigent.input:${handle}`;
 
@@ -37,7 +38,7 @@ export function runDialog(handle, { input } = {}) {
     'aria-describedby': 'run-told',
     placeholder: '{ "any": "JSON" }',
   });
-  const told = h('p', { id: 'run-told', class: 'told', role: 'status' });
+  const note = h('p', { id: 'run-told', class: 'told', role: 'status' });
   const start = h('button', { type: 'submit', class: 'primary', 'data-testid': 'run-start' }, icon('play'), 'Start');
   const tidy = h('button', { type: 'button', class: 'quiet' }, 'Format');
   const cancel = h('button', { type: 'button', class: 'quiet' }, 'Close');
@@ -46,7 +47,7 @@ export function runDialog(handle, { input } = {}) {
     { novalidate: true },
     h('label', { for: 'run-input' }, 'Input ', h('span', { class: 'faint' }, 'JSON, or nothing')),
     area,
-    told,
+    note,
     h('div', { class: 'actions' }, start, tidy, h('span', { class: 'grow' }), cancel),
   );
   const dialog = modal('Run now', { className: 'run-dialog', testid: 'run-dialog' }, h('p', { class: 'mono faint' }, handle), form);
@@ -61,8 +62,8 @@ export function runDialog(handle, { input } = {}) {
     start.disabled = problem !== null;
     tidy.disabled = problem !== null || area.value.trim() === '';
     area.setAttribute('aria-invalid', String(problem !== null));
-    told.className = problem === null ? 'told' : 'told bad';
-    told.textContent = problem ?? '';
+    note.className = problem === null ? 'told' : 'told bad';
+    note.textContent = problem ?? '';
   };
   area.addEventListener('input', check);
   area.addEventListener('keydown', (event) => {
@@ -90,10 +91,10 @@ export function runDialog(handle, { input } = {}) {
       location.hash = `#/r/${run.runId}`;
     } catch (error) {
       start.disabled = false;
-      told.className = 'told bad';
-      set(told, error.message, '. ', error.hint ?? '');
+      note.className = 'told bad';
+      set(note, prose(told(error.message, error.hint)));
       const active = error instanceof ApiError && error.code === 'busy' ? error.document.runId : null;
-      if (active) told.append(' ', h('a', { href: `#/r/${active}`, onclick: () => dialog.close() }, 'Go to the active run'));
+      if (active) note.append(' ', h('a', { href: `#/r/${active}`, onclick: () => dialog.close() }, 'Go to the active run'));
     }
   });
   check();
@@ -185,7 +186,7 @@ const KEYS = [
   ['/', 'Search'],
   ['j', 'Next row'],
   ['k', 'Row before'],
-  ['Enter', 'Open the row'],
+  ['Enter', 'Open the row; in the search, go to the first'],
   ['r', 'Run now'],
   ['g', 'All automations'],
   ['Esc', 'Close, or leave the search'],
@@ -230,7 +231,7 @@ export function announce(text) {
 
 /** A passing note. */
 export function toast(text, kind = 'fine') {
-  const note = h('div', { class: `toast ${kind}`, role: kind === 'bad' ? 'alert' : 'status', 'data-testid': 'toast' }, text);
+  const note = h('div', { class: `toast ${kind}`, role: kind === 'bad' ? 'alert' : 'status', 'data-testid': 'toast' }, prose(text));
   document.getElementById('toasts').append(note);
   setTimeout(() => note.remove(), kind === 'bad' ? 8000 : 4000);
 }
@@ -241,7 +242,7 @@ export async function attempt(button, work) {
   try {
     return await work();
   } catch (error) {
-    toast(error.hint ? `${error.message}. ${error.hint}` : error.message, 'bad');
+    toast(told(error.message, error.hint), 'bad');
     return undefined;
   } finally {
     button.disabled = false;

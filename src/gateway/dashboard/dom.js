@@ -1,4 +1,7 @@
-// Builds elements. Whatever is shown becomes a text node or an attribute; nothing is ever read as markup.
+// Builds elements. Whatever is shown becomes a text node or an attribute; nothing is ever read as markup. Text that is
+// put into elements here shows the characters in it that have no look of their own.
+
+import { signed } from './text.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -25,7 +28,8 @@ function fill(element, props, children) {
 }
 
 function nodes(children) {
-  return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+  const given = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+  return given.flatMap((child) => (typeof child === 'string' ? signed(child) : [child]));
 }
 
 /** Puts these in place of what an element holds. */

@@ -1,7 +1,7 @@
 // Values that runs took and gave, as indented text. Long ones are cut until somebody asks for the rest; one that the
 // ledger itself cut is shown as such.
 
-import { h } from './dom.js';
+import { h, set } from './dom.js';
 import { copyButton } from './dialogs.js';
 import { bytes, number } from './format.js';
 
@@ -29,7 +29,7 @@ export function jsonBlock(value, { empty = 'nothing', label = 'value' } = {}) {
   }
   const text = typeof value === 'string' ? value : JSON.stringify(value, null, 2);
   const pre = h('pre', { role: 'group', tabindex: 0, 'aria-label': label });
-  const paint = (shown) => pre.replaceChildren(...(typeof value === 'string' ? [shown] : coloured(shown)));
+  const paint = (shown) => set(pre, typeof value === 'string' ? shown : coloured(shown));
   const box = h('div', { class: 'json' }, copyButton(() => text), pre);
   if (text.length <= SHOWN) {
     paint(text);
@@ -39,7 +39,7 @@ export function jsonBlock(value, { empty = 'nothing', label = 'value' } = {}) {
   const more = h('button', { type: 'button', class: 'more' }, `Show all ${number(text.length)} characters`);
   more.addEventListener('click', () => {
     // Plain: colours for a quarter of a million characters cost more than they tell.
-    pre.replaceChildren(text);
+    set(pre, text);
     more.remove();
     pre.focus();
   });

@@ -1,5 +1,6 @@
-// Keys: `/` searches, `j` and `k` walk along the rows, `r` runs, `g` goes to the overview, `?` shows all of them. They
-// are off while somebody types, in a dialog, and with Ctrl, Alt or ⌘.
+// Keys: `/` searches, Enter and the arrow down lead from there to the first row, `j` and `k` walk along the rows, `r`
+// runs, `g` goes to the overview, `?` shows all of them. The letters are off while somebody types, in a dialog, and with
+// Ctrl, Alt or ⌘.
 
 import { helpDialog, isDialogOpen } from './dialogs.js';
 
@@ -10,6 +11,7 @@ export function listenForKeys(page) {
     const typing = event.target.closest?.('input, textarea, select, [contenteditable]');
     if (typing) {
       if (event.key === 'Escape') leave(typing);
+      if (typing.type === 'search' && (event.key === 'Enter' || event.key === 'ArrowDown') && focusRow(rows()[0])) event.preventDefault();
       return;
     }
     const does = {
@@ -43,12 +45,19 @@ function leave(field) {
 }
 
 /** Rows are what has `data-row`: links and buttons, in the order of the page. */
+const rows = () => [...document.querySelectorAll('[data-row]')].filter((row) => row.getClientRects().length > 0);
+
 function walk(step) {
-  const rows = [...document.querySelectorAll('[data-row]')].filter((row) => row.getClientRects().length > 0);
-  if (rows.length === 0) return;
+  const all = rows();
   const holder = document.activeElement?.closest?.('[data-row], li, article');
-  const at = rows.findIndex((row) => row === document.activeElement || holder?.contains(row));
-  const next = at < 0 ? (step > 0 ? 0 : rows.length - 1) : Math.min(rows.length - 1, Math.max(0, at + step));
-  rows[next].focus();
-  rows[next].scrollIntoView({ block: 'nearest' });
+  const at = all.findIndex((row) => row === document.activeElement || holder?.contains(row));
+  const next = at < 0 ? (step > 0 ? 0 : all.length - 1) : Math.min(all.length - 1, Math.max(0, at + step));
+  focusRow(all[next]);
+}
+
+/** False when there is none. */
+function focusRow(row) {
+  row?.focus();
+  row?.scrollIntoView({ block: 'nearest' });
+  return row !== undefined;
 }

@@ -393,7 +393,7 @@ class Row {
     setOnce(this.state, view.state, () => stateBadge(view.state));
     setOnce(this.link, view.name ?? view.automationId, () => view.name ?? view.automationId);
     this.start.setAttribute('aria-label', `Run ${view.name ?? view.handle} now`);
-    setOnce(this.triggers, view.triggers, () => triggerLines(view.triggers));
+    setOnce(this.triggers, [view.triggers, view.valid], () => triggerLines(view));
     setOnce(this.strip, view.recent ?? [], () => strip(view.recent ?? []));
     const rate = view.successRate;
     const { ok, error } = view.counts;
@@ -406,8 +406,8 @@ class Row {
   }
 }
 
-function triggerLines(triggers) {
-  if (triggers.length === 0) return h('span', { class: 'faint' }, 'By hand or invoked');
+function triggerLines({ triggers, valid }) {
+  if (triggers.length === 0) return h('span', { class: 'faint' }, valid ? 'By hand or invoked' : ['–', sr(' no triggers are known')]);
   const first = triggers.slice(0, 2).map((trigger) =>
     h(
       'div',

@@ -30,7 +30,7 @@ export async function openRun({ root, signal, title, params }) {
   if (signal.aborted) return {};
   if (!loaded) {
     const told = page.failure.status === 404 ? 'There is no such run. Its automation may keep fewer.' : page.failure.message;
-    set(root, h('div', { class: 'page' }, h('h1', { tabindex: -1 }, `Run ${shortId(id)}`), h('p', { class: 'empty' }, `${told} `, h('a', { href: '#/runs' }, 'All runs'))));
+    set(root, h('div', { class: 'page' }, h('h1', { tabindex: -1 }, `Run ${shortId(id)}`), h('div', { class: 'empty' }, h('p', {}, told), h('p', {}, h('a', { href: '#/runs' }, 'All runs')))));
     return {};
   }
   set(root, page.element);
@@ -203,7 +203,7 @@ class RunPage {
     this.replay.disabled = isLost(run.input);
     this.edit.disabled = isLost(run.input);
     const told = run.summary ?? (run.errorCode || run.error ? errorWords(run.errorCode) : open ? 'It runs; what it gives shows here.' : 'No summary');
-    this.summary.textContent = told;
+    setOnce(this.summary, told, () => told);
     this.summary.classList.toggle('faint', !run.summary);
     setOnce(this.input, [run.input], () => jsonBlock(run.input, { label: 'input', empty: 'none' }));
     setOnce(this.output, [run.output, open], () => jsonBlock(run.output, { label: 'output', empty: open ? 'not yet' : 'none' }));

@@ -5,3 +5,6 @@ try {
 } catch {
   // A browser without storage follows the system.
 }
+
+// A scrollbar that takes room, as opposed to one that lies on the page while it is used.
+if (innerWidth > document.documentElement.clientWidth) document.documentElement.dataset.scrollbar = 'beside';

@@ -13,7 +13,9 @@ const MAX_DEPTH = 8;
 /** Children of a small run unfold by themselves. */
 const UNFOLDED = 4;
 const FOLLOW_MS = 1000;
-const TICKS = 4;
+/** At most so many parts of the time axis, each of a round length. */
+const PARTS = 6;
+const ROUND_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 10e3, 20e3, 30e3, 60e3, 120e3, 300e3, 600e3, 1200e3, 1800e3, 3600e3, 7200e3, 14400e3, 21600e3];
 
 /** `onWant()`: a row was opened whose request is not known yet. */
 export class Trace {
@@ -29,7 +31,7 @@ export class Trace {
       { class: 'panel trace', 'aria-labelledby': 'trace-title' },
       h('div', { class: 'panel-head' }, h('h2', { id: 'trace-title' }, 'Calls ', this.count)),
       this.none,
-      h('div', { class: 'trace-body' }, this.axis, this.lanes.element),
+      (this.body = h('div', { class: 'trace-body' }, this.axis, this.lanes.element)),
     );
   }
 
@@ -73,19 +75,20 @@ export class Trace {
   paintNow() {
     const size = this.lanes.nodes.size;
     this.none.hidden = size > 0;
-    this.axis.hidden = size === 0;
+    this.body.hidden = size === 0;
     this.count.textContent = size === 0 ? '' : number(size);
     const from = this.run.startedAt ?? this.run.queuedAt;
     let to = this.run.endedAt ?? now();
     for (const node of this.lanes.nodes.values()) to = Math.max(to, node.endedAt ?? 0);
     this.scale = { from, span: Math.max(1, to - from), to };
     setOnce(this.axis, [this.scale.span], () =>
-      Array.from({ length: TICKS + 1 }, (_, at) => {
-        const tick = h('span', {}, duration((this.scale.span * at) / TICKS));
-        tick.style.left = `${(100 * at) / TICKS}%`;
+      ticks(this.scale.span).map((at) => {
+        const tick = h('span', {}, at === 0 ? '0' : duration(at));
+        tick.style.left = `${(100 * at) / this.scale.span}%`;
         return tick;
       }),
     );
+    this.body.style.setProperty('--part', `${(100 * partOf(this.scale.span)) / this.scale.span}%`);
     this.lanes.paint(this.scale);
   }
 }
@@ -193,8 +196,8 @@ class NodeRow {
     const key = `${node.name} ${status} ${took} ${node.args !== undefined} ${place}`;
     if (this.key !== key) {
       this.key = key;
-      this.name.textContent = node.name;
-      this.note.textContent = noteOf(node);
+      set(this.name, node.name);
+      set(this.note, noteOf(node));
       this.took.textContent = failed ? `✕ ${took}` : took;
       this.told.textContent = `, ${status}, ${took}${place ? ', at the same time as others' : ''}`;
       this.head.title = `${node.name} · ${status} · ${took}${place ? ' · at the same time as its neighbours' : ''}`;
@@ -267,13 +270,20 @@ class NodeRow {
       if (this.child !== child) return;
       child.load(nodes);
       if (nodes.length === 0 && run.endedAt !== null) {
-        set(this.below, h('p', { class: 'none' }, 'It made no calls. ', h('a', { href: `#/r/${run.runId}` }, 'Open the run')));
+        this.tellBelow('No calls · ', h('a', { href: `#/r/${run.runId}` }, 'open the run'));
       }
       trace.paint();
       if (run.endedAt === null) setTimeout(() => this.child === child && !trace.signal.aborted && this.readChild(child), FOLLOW_MS);
     } catch (error) {
-      if (error.name !== 'AbortError') set(this.below, h('p', { class: 'none' }, `Its calls cannot be read: ${error.message}`));
+      if (error.name !== 'AbortError') this.tellBelow(`Its calls cannot be read: ${error.message}`);
     }
+  }
+
+  /** In place of the calls of the invoked run; the lines of the time axis go through. */
+  tellBelow(...words) {
+    const row = h('p', { class: 'no-calls' }, h('span', { class: 'node-label none' }, h('span', {}, words)), h('span', { class: 'lane', 'aria-hidden': 'true' }));
+    row.style.setProperty('--depth', this.lanes.depth + 1);
+    set(this.below, row);
   }
 
   foldUp() {
@@ -282,6 +292,14 @@ class NodeRow {
     this.element.classList.remove('unfolded');
     set(this.below);
   }
+}
+
+/** From one tick to the next, ms: a day holds at most four. */
+const partOf = (span) => ROUND_MS.find((part) => span / part <= PARTS) ?? Math.ceil(span / PARTS / 86400e3) * 86400e3;
+
+function ticks(span) {
+  const part = partOf(span);
+  return Array.from({ length: Math.floor(span / part) + 1 }, (_, at) => at * part);
 }
 
 const clamp = (value) => Math.min(100, Math.max(0, value));
@@ -296,7 +314,8 @@ function noteOf({ kind, name, args }) {
 
 function usageWords(usage) {
   if (typeof usage !== 'object' || usage === null) return '';
-  const counts = Object.entries(usage).filter(([, value]) => typeof value === 'number').map(([name, value]) => `${name} ${number(value)}`);
-  return [usage.model, ...counts].filter(Boolean).join(', ');
+  const told = [['inputTokens', 'in'], ['cachedInputTokens', 'of them cached'], ['outputTokens', 'out'], ['reasoningTokens', 'of them reasoning']];
+  const counts = told.filter(([name]) => typeof usage[name] === 'number').map(([name, what]) => `${number(usage[name])} ${what}`);
+  return [usage.model, counts.length > 0 && `tokens: ${counts.join(', ')}`].filter(Boolean).join(' · ');
 }
 

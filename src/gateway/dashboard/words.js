@@ -79,6 +79,12 @@ export const placeWords = (problem) => [problem.path, problem.line, problem.line
 /** A path that breaks at its slashes. */
 const breakable = (path) => path.split('/').flatMap((part, at) => (at === 0 ? [part] : ['/', h('wbr', {}), part]));
 
+/** A sentence of the daemon's, with what it quotes in backticks as code. */
+export const prose = (text) => text.split(/`([^`\n]+)`/).map((part, at) => (at % 2 === 0 ? part : h('code', {}, part)));
+
+/** What the daemon said and what helps, which both begin small, as sentences. */
+export const told = (message, hint) => [message, hint].filter(Boolean).map((text) => text[0].toUpperCase() + text.slice(1)).join('. ');
+
 /** One problem, for lists. */
 export function problemItem(problem) {
   const handle = /^([^/]+)\/automations\/([^/]+)\//.exec(problem.path ?? '');
@@ -92,7 +98,7 @@ export function problemItem(problem) {
       handle ? h('a', { href: `#/a/${encodeURIComponent(handle[1])}/${encodeURIComponent(handle[2])}` }, place) : place,
       problem.field ? h('span', { class: 'faint' }, `  ${problem.field}`) : null,
     ),
-    h('p', {}, h('b', {}, icon('invalid'), problem.severity === 'warning' ? 'Warning: ' : 'Error: '), problem.message, ' ', h('code', { class: 'faint' }, problem.code)),
-    problem.hint ? h('p', { class: 'hint' }, h('b', {}, 'Hint: '), problem.hint) : null,
+    h('p', {}, h('b', {}, icon('invalid'), problem.severity === 'warning' ? 'Warning: ' : 'Error: '), prose(problem.message), ' ', h('code', { class: 'faint' }, problem.code)),
+    problem.hint ? h('p', { class: 'hint' }, h('b', {}, 'Hint: '), prose(problem.hint)) : null,
   );
 }
