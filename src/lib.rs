@@ -1,7 +1,7 @@
 //! dirigent: a disk-first automation runtime for app folders.
 //!
 //! A root holds app folders; `<app>/automations/<id>/automation.json` declares an automation, and `handler.js` beside it
-//! is what runs. This library watches the root, fires cron and manual triggers, runs each handler in a V8 isolate inside
+//! is what runs. This library watches the root, fires cron, webhook and manual triggers, runs each handler in a V8 isolate inside
 //! a supervised host process, and writes every fire into the app's own `runtime.sqlite`.
 //!
 //! Layers, and imports go down only:
@@ -10,7 +10,7 @@
 //!   handlers without running them;
 //! - [`daemon`]: one loop that performs what the core decides;
 //! - adapters: [`watch`], [`ledger`], [`isolate`], [`tools`], [`models`], [`clock`], [`config`], and [`edit`], which changes
-//!   manifests on disk;
+//!   automations on disk;
 //! - [`core`]: the functional core, which decides everything and does nothing; and [`handler_check`], which reads a
 //!   handler's text;
 //! - [`fire`]: the words that all of them share.
