@@ -140,7 +140,7 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
         None => None,
     };
     let hook_settings = config.hooks.clone();
-    let token = home::token(&root).map_err(home_failure)?;
+    let token = home::token(&root).map_err(|error| home_failure(error, &root))?;
     // For editors alone, so it hinders nothing.
     if let Err(failure) = write_schema(&root) {
         tracing::warn!("{}", failure.message);
@@ -181,7 +181,7 @@ pub async fn serve(root: PathBuf, data: Option<PathBuf>, json: bool, args: &Serv
         data,
         started_at: Clock::Real.now_ms(),
     };
-    let served = match home::announce(&root, &info).map_err(home_failure) {
+    let served = match home::announce(&root, &info).map_err(|error| home_failure(error, &root)) {
         Ok(()) => until_told(&daemon, &root, &info, json, &mut signals).await,
         Err(failure) => Err(failure),
     };
@@ -247,18 +247,22 @@ async fn take_lock(root: &Path) -> Result<Lock, Failure> {
         tries += 1;
         match home::lock(root) {
             Err(HomeError::Held { .. }) if tries < LOCK_TRIES => tokio::time::sleep(LOCK_PAUSE).await,
-            other => return other.map_err(home_failure),
+            other => return other.map_err(|error| home_failure(error, root)),
         }
     }
 }
 
-fn home_failure(error: HomeError) -> Failure {
+fn home_failure(error: HomeError, root: &Path) -> Failure {
     let message = error.to_string();
     match error {
         HomeError::Held { pid, .. } => Failure::failed("root_held", message)
             .exit_with(exit::HELD)
             .with("pid", pid.parse::<u32>().map_or(serde_json::Value::Null, Into::into))
-            .hint("one daemon serves a root; stop that one first, or serve another root"),
+            // A daemon announces itself; a command that runs a handler does not.
+            .hint(match home::running(root) {
+                Some(_) => "one daemon serves a root; stop that one first, or serve another root",
+                None => "it runs an automation, or is just starting or stopping; try again in a moment",
+            }),
         HomeError::Io { .. } => Failure::failed("io", message),
     }
 }

@@ -72,7 +72,7 @@ impl RunEnd {
         let message = match why {
             ErrorCode::Superseded => "superseded by a newer fire",
             ErrorCode::ParentEnded => "the run that invoked it ended first",
-            ErrorCode::Interrupted => "cancelled because the daemon was stopped",
+            ErrorCode::Interrupted => "cancelled because dirigent was stopped",
             _ => "cancelled",
         };
         Self { status: RunStatus::Cancelled, ..Self::error(why, message, ended_at) }

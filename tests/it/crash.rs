@@ -61,11 +61,20 @@ async fn what_a_killed_daemon_left_is_closed_and_what_waited_is_run() {
 async fn a_second_daemon_is_refused_and_a_killed_ones_lock_is_no_obstacle() {
     let root = Root::new();
     let mut served = root.serve();
-    let second = root.cli(&["serve", "--admin", "127.0.0.1:0", "--hooks", "127.0.0.1:0"]);
-    assert_eq!(second.status.code(), Some(75));
-    let told = String::from_utf8_lossy(&second.stderr);
-    assert!(told.contains(&served.child.id().to_string()), "{told}");
+    let refused = || {
+        let second = root.cli(&["serve", "--admin", "127.0.0.1:0", "--hooks", "127.0.0.1:0"]);
+        assert_eq!(second.status.code(), Some(75));
+        String::from_utf8_lossy(&second.stderr).into_owned()
+    };
+    let told = refused();
+    assert!(told.contains(&served.child.id().to_string()) && told.contains("stop that one first"), "{told}");
     served.kill();
+    // As a command does that runs an automation by itself.
+    let lock = dirigent::daemon::home::lock(root.path()).expect("the lock of a killed daemon is free");
+    dirigent::daemon::home::retract(root.path());
+    let told = refused();
+    assert!(told.contains("try again in a moment"), "{told}");
+    drop(lock);
     let mut third = root.serve();
     assert_eq!(third.terminate(), Some(0));
 }
