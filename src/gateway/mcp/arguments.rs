@@ -92,6 +92,8 @@ pub struct ValidateManifest {
     pub manifest: Option<ManifestArgument>,
     /// The text of handler.js.
     pub handler: Option<String>,
+    /// As for write_automation.
+    pub remove_webhook: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -106,6 +108,9 @@ pub struct WriteAutomation {
     pub handler: Option<String>,
     /// The `revision` that read_automation gave: nothing is written when somebody has changed the files since.
     pub revision: Option<String>,
+    /// Whether a webhook that a person has provisioned may be left out of the manifest. Its address and secret are then
+    /// lost for good: only when the person wants that.
+    pub remove_webhook: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
