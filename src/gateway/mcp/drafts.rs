@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::arguments::{ListAutomations, ManifestArgument, ReadAutomation, ValidateManifest, WriteAutomation};
 use super::arguments::{bad_arguments, handle};
-use super::{Builder, ToolReply, shown};
+use super::fitting::{Room, cut};
+use super::{Builder, SHOWN_PROBLEMS, ToolReply, VALUE_BYTES, shown};
 use crate::core::manifest::{self, MAX_HANDLER_BYTES};
 use crate::edit::{self, EditError, Files, Proposal};
 use crate::fire::{Handle, Problem};
@@ -14,7 +15,10 @@ use crate::gateway::problem::ProblemDocument;
 use crate::handler_check::Contract;
 use crate::inspect::{Subject, inspect};
 
-const DEFAULT_AUTOMATIONS: u32 = 100;
+const DEFAULT_AUTOMATIONS: usize = 100;
+const MAX_AUTOMATIONS: usize = 500;
+/// Problems and triggers of each automation that a list shows; read_automation shows all.
+const SHOWN_OF_EACH: usize = 8;
 /// The handle of a draft that has none yet.
 const NAMELESS: &str = "draft/draft";
 
@@ -22,7 +26,10 @@ impl Builder {
     pub(super) async fn list_automations(&self, given: ListAutomations) -> ToolReply {
         let (parts, problems) = self.api.overview(None, |views| views).await?;
         let after = given.cursor.as_deref().map(handle).transpose()?;
-        let limit = usize::try_from(given.limit.unwrap_or(DEFAULT_AUTOMATIONS)).unwrap_or(usize::MAX);
+        let limit = given.limit.unwrap_or(DEFAULT_AUTOMATIONS);
+        if !(1..=MAX_AUTOMATIONS).contains(&limit) {
+            return Err(bad_arguments(format!("limit is {limit}; it must be from 1 to {MAX_AUTOMATIONS}")));
+        }
         let mut asked: Vec<_> = parts.into_iter().flatten().collect();
         asked.retain(|view| given.app.as_deref().is_none_or(|app| view.app_id.as_str() == app));
         asked.sort_by(|a, b| a.handle.cmp(&b.handle));
@@ -31,15 +38,24 @@ impl Builder {
         asked.truncate(limit);
         let next = asked.last().filter(|_| more).map(|view| view.handle.clone());
         let mut automations = shown(&asked)?;
+        let mut room = Room::of(VALUE_BYTES);
         for view in automations.as_array_mut().into_iter().flatten() {
             // A strip of marks is for people to look at, and the handle says the other two.
             for name in ["recent", "appId", "automationId"] {
                 view.as_object_mut().map(|view| view.shift_remove(name));
             }
+            room.fit_texts(view, &["name", "description"]);
+            room.fit_texts(&mut view["lastRun"], &["error", "summary"]);
+            for list in ["problems", "triggers"] {
+                cut(view, list, SHOWN_OF_EACH);
+            }
         }
         // Those of automations stand with them.
-        let others = problems.into_iter().filter(|problem| !of_an_automation(problem)).collect::<Vec<_>>();
-        let mut told = json!({ "automations": automations, "next": next, "problems": others });
+        let others = problems.into_iter().filter(|problem| {
+            !of_an_automation(problem) && given.app.as_deref().is_none_or(|app| of_app(problem, app))
+        });
+        let mut told = json!({ "automations": automations, "next": next, "problems": others.collect::<Vec<_>>() });
+        cut(&mut told, "problems", SHOWN_PROBLEMS);
         if !self.api.fires_by_itself() {
             told["note"] = json!("no daemon serves this root: nothing fires by itself until `dirigent serve` runs");
         }
@@ -169,6 +185,11 @@ fn proposal(manifest: Option<ManifestArgument>, handler: Option<String>, remove_
 /// Whether a problem stands in an automation's folder.
 fn of_an_automation(problem: &Problem) -> bool {
     problem.path.as_deref().is_some_and(|path| path.split('/').nth(1) == Some("automations"))
+}
+
+/// Whether a problem stands in an app's folder.
+fn of_app(problem: &Problem, app: &str) -> bool {
+    problem.path.as_deref().is_some_and(|path| path.split('/').next() == Some(app))
 }
 
 /// What a builder would do, or ask for, now.
