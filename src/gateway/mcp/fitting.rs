@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use crate::core::shortened::shortened;
 
 /// Of a value for which there is no room, enough to recognise it.
-const HEAD_CHARS: usize = 200;
+const HEAD_CHARS: usize = 100;
 /// A value that is no longer than its mark would be.
-const SMALL_BYTES: usize = 300;
+const SMALL_BYTES: usize = 200;
 /// Of a list that is too long: one in so many is from its beginning, the rest from its end, where a run has failed.
 const FROM_BEGINNING: usize = 4;
 
@@ -90,7 +90,7 @@ mod tests {
         // What a ledger has shortened keeps its own length.
         let mut marker = json!({ "_truncated": true, "bytes": 9_000_000, "sha256": "ab", "head": "x".repeat(4096) });
         room.fit(&mut marker);
-        assert_eq!((&marker["bytes"], marker.to_string().len() < 500), (&json!(9_000_000), true));
+        assert_eq!((&marker["bytes"], marker.to_string().len() < 250), (&json!(9_000_000), true));
 
         let mut entry = json!({ "message": "m".repeat(5000), "level": "info", "error": null });
         Room::of(10_000).fit_texts(&mut entry, &["message", "error", "absent"]);

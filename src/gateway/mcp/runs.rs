@@ -14,7 +14,7 @@ const MAX_WAIT_S: f64 = 300.0;
 /// The most that is read of one run, and the most that can be asked for.
 const MAX_VALUE_BYTES: usize = 4 * 1024 * 1024;
 /// Calls and lines of the log that are shown of one run.
-const SHOWN_ENTRIES: usize = 200;
+const SHOWN_ENTRIES: usize = 150;
 const DEFAULT_RUNS: u32 = 20;
 
 impl Builder {
