@@ -104,3 +104,25 @@ async fn a_person_wins_over_a_builder() {
         assert_eq!(now["enabled"], round % 2 == 1, "round {round}: {text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_provisions_is_told_which_secret_a_builder_has_chosen() {
+    let root = Root::new();
+    let (_child, client) = stdio(&root).await;
+    // A file that the builder has written itself is no secret; only a person can see that.
+    let verify = json!({ "scheme": "github", "secretRef": "file:automations/x/handler.js" });
+    let manifest = json!({
+        "name": "n", "prompt": "p", "generated": { "by": "t", "at": "now" },
+        "triggers": [{ "kind": "webhook", "pending": true, "verify": verify }],
+    });
+    let draft = json!({ "handle": "a/x", "manifest": manifest, "handler": "export default () => {};" });
+    assert_eq!(call(&client, "write_automation", draft).await.is_error, Some(false));
+    let minted = root.cli(&["webhook", "provision", "a/x"]);
+    let told = String::from_utf8_lossy(&minted.stderr).into_owned();
+    assert!(minted.status.success() && told.contains("file:automations/x/handler.js"), "{told}");
+    // From then on it stays as it is.
+    let mut manifest: Value = manifest;
+    manifest["triggers"][0]["verify"]["secretRef"] = json!("env:HOME");
+    let refused = call(&client, "write_automation", json!({ "handle": "a/x", "manifest": manifest })).await;
+    assert_eq!(codes(&refused.structured_content.expect("a refusal")), ["minted_field"]);
+}
