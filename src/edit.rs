@@ -2,11 +2,15 @@
 //! write what a builder proposes. The command line, the API and the MCP server change files through here; a daemon that
 //! watches sees the new file like any other edit.
 //!
-//! A file is read as the daemon reads it, changed in its text alone (`core::manifest`), and replaced atomically. What is
-//! minted is returned once and stands nowhere in plain text.
+//! A file is read as the daemon reads it, changed in its text alone (`core::manifest`), and replaced atomically. From
+//! reading to replacing no other dirigent changes anything there: a builder's text must not undo what a person has
+//! switched off meanwhile. What is minted is returned once and stands nowhere in plain text.
 
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sha2::Digest;
 
@@ -20,6 +24,10 @@ const SECRET_BYTES: usize = 24;
 
 /// One change at a time in this process: two that read the same text would lose one of them.
 static EDITING: Mutex<()> = Mutex::new(());
+
+/// What another process gets to finish its change, which takes some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+const RETRY_EVERY: Duration = Duration::from_millis(5);
 
 /// Why a manifest was left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +49,9 @@ pub enum EditError {
     /// Somebody else has changed it since it was read.
     #[error("{handle} is not what it was when it was read")]
     Changed { handle: Handle },
+    /// Another process has been at it for too long.
+    #[error("{handle}: another process is changing automations, and does not come to an end")]
+    Busy { handle: Handle },
 }
 
 impl EditError {
@@ -60,6 +71,7 @@ impl EditError {
             Self::Random(_) => "internal",
             Self::Refused { .. } => "invalid_proposal",
             Self::Changed { .. } => "changed_meanwhile",
+            Self::Busy { .. } => "edit_busy",
         }
     }
 
@@ -76,7 +88,15 @@ impl EditError {
                 _ => format!("see `dirigent validate {handle}`"),
             }),
             Self::Changed { .. } => Some("read it again, and propose the change to what is there now".to_owned()),
-            Self::Write { .. } | Self::Random(_) | Self::Refused { .. } => None,
+            Self::Busy { .. } => {
+                Some("try again; a dirigent that was stopped in the middle may have to be ended".to_owned())
+            }
+            Self::Write { source, .. } => Some(match source.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, and write it again".to_owned(),
+                ErrorKind::ReadOnlyFilesystem => "the folder of the apps is mounted read-only".to_owned(),
+                _ => "let the user that runs dirigent write the file and its folder".to_owned(),
+            }),
+            Self::Random(_) | Self::Refused { .. } => None,
         }
     }
 }
@@ -166,7 +186,7 @@ impl Files {
                 Err(problem) if problem.code == "not_found" => return Ok(None),
                 Err(problem) => problem,
             };
-            Err(EditError::Unreadable { path: format!("{}/{path}", handle.app), problem: Box::new(problem) })
+            Err(EditError::Unreadable { path: shown(handle, path), problem: Box::new(problem) })
         };
         if !app_dir.is_dir() {
             return Ok(Self::default());
@@ -197,6 +217,39 @@ impl Files {
     }
 }
 
+/// What a builder proposes.
+#[derive(Debug, Default, Clone)]
+pub struct Proposal {
+    /// What is to be written; a file that is left out stays.
+    pub files: Files,
+    /// Of the files that it goes by ([`Files::revision`]).
+    pub revision: Option<String>,
+    /// Whether a webhook may go with its credentials.
+    pub removes_webhook: bool,
+}
+
+impl Proposal {
+    /// What is to be said of it by its parts: what is missing, too large, or named as nothing can be. The rest is
+    /// [`manifest::propose`]'s. `standing`: the files that are there.
+    pub fn shortcomings(&self, handle: &Handle, standing: &Files) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = watch::unusable(handle).into_iter().collect();
+        let missing = |code, name| Problem::error(code, "", format!("{handle} has no {name} yet: propose one, too"));
+        if self.files.manifest.is_none() && standing.manifest.is_none() {
+            problems.push(missing("no_manifest", "manifest").in_path(shown(handle, &manifest_path(handle))));
+        }
+        let path = shown(handle, &handler_path(handle));
+        match &self.files.handler {
+            None if standing.handler.is_none() => problems.push(missing("missing_handler", "handler").in_path(path)),
+            Some(handler) if handler.len() > MAX_HANDLER_BYTES => {
+                let message = format!("the handler may have {MAX_HANDLER_BYTES} bytes, but has {}", handler.len());
+                problems.push(Problem::error("too_large", "", message).in_path(path));
+            }
+            _ => {}
+        }
+        problems
+    }
+}
+
 /// What became of a proposal.
 #[derive(Debug)]
 pub struct Written {
@@ -208,57 +261,42 @@ pub struct Written {
     pub problems: Vec<Problem>,
 }
 
-/// Writes what a builder proposes: the manifest, the handler, or both; what it leaves out stays. What may be written
-/// is decided by [`manifest::propose`]. `revision`: of the files that the proposal goes by ([`Files::revision`]).
+/// Writes what a builder proposes: the manifest, the handler, or both.
 ///
 /// The handler is written before the manifest, so that no watcher sees a manifest without one.
 ///
 /// # Errors
 /// [`EditError`]. [`EditError::Refused`] has every problem, and nothing was written; after [`EditError::Write`] the
-/// handler may be the new one.
-pub fn write_proposed(
-    app_dir: &Path,
-    handle: &Handle,
-    proposed: &Files,
-    revision: Option<&str>,
-) -> Result<Written, EditError> {
-    let _one_at_a_time = EDITING.lock().unwrap_or_else(PoisonError::into_inner);
+/// handler may be the new one, but of a new automation nothing is left.
+pub fn write_proposed(app_dir: &Path, handle: &Handle, proposal: &Proposal) -> Result<Written, EditError> {
+    let _alone = Alone::with(app_dir, handle)?;
     let standing = Files::read(app_dir, handle)?;
-    if revision.is_some_and(|revision| revision != standing.revision()) {
+    if proposal.revision.as_ref().is_some_and(|revision| *revision != standing.revision()) {
         return Err(EditError::Changed { handle: handle.clone() });
     }
     let refused = |problems| EditError::Refused { handle: handle.clone(), problems };
-    let files = standing.clone().with(proposed);
-    let (Some(text), Some(handler)) = (&files.manifest, &files.handler) else {
-        let (code, name) =
-            if files.manifest.is_none() { ("no_manifest", "manifest") } else { ("missing_handler", "handler") };
-        let message = format!("{handle} has no {name} yet, so the proposal must have one");
-        return Err(refused(vec![Problem::error(code, "", message)]));
+    let shortcomings = proposal.shortcomings(handle, &standing);
+    let files = standing.clone().with(&proposal.files);
+    let (Some(text), Some(handler), true) = (&files.manifest, &files.handler, shortcomings.is_empty()) else {
+        return Err(refused(shortcomings));
     };
-    if handler.len() > MAX_HANDLER_BYTES {
-        let message = format!("the handler may have {MAX_HANDLER_BYTES} bytes, but has {}", handler.len());
-        return Err(refused(vec![Problem::error("too_large", "", message).in_path(handler_path(handle))]));
-    }
-    let judged = manifest::propose(text, standing.manifest.as_deref(), &handle.app);
-    let judged = judged.map_err(|source| EditError::Rewrite { handle: handle.clone(), source })?;
+    let judged = manifest::propose(text, standing.manifest.as_deref(), &handle.app, proposal.removes_webhook);
     let Some(text) = judged.text else { return Err(refused(judged.problems)) };
+    // Proposed alone, a handler leaves the manifest as it is laid out.
+    let text = standing.manifest.clone().filter(|_| proposal.files.manifest.is_none()).unwrap_or(text);
 
     let folder = format!("automations/{}", handle.automation);
-    watch::make_app_dir(app_dir, Path::new(&folder)).map_err(|problem| EditError::Unreadable {
-        path: format!("{}/{folder}", handle.app),
-        problem: Box::new(problem),
-    })?;
-    let write = |path: String, text: &str| {
-        watch::write_atomic(&app_dir.join(&path), text.as_bytes())
-            .map_err(|source| EditError::Write { path: format!("{}/{path}", handle.app), source })
-    };
-    if standing.handler.as_ref() != Some(handler) {
-        write(handler_path(handle), handler)?;
-    }
-    // Proposed alone, a handler leaves the manifest as it is laid out.
-    let text = standing.manifest.clone().filter(|_| proposed.manifest.is_none()).unwrap_or(text);
-    if standing.manifest.as_ref() != Some(&text) {
-        write(manifest_path(handle), &text)?;
+    let made = watch::make_app_dir(app_dir, Path::new(&folder))
+        .map_err(|problem| EditError::Unreadable { path: shown(handle, &folder), problem: Box::new(problem) })?;
+    let new = [(handler_path(handle), &standing.handler, handler), (manifest_path(handle), &standing.manifest, &text)];
+    for (path, standing, text) in &new {
+        if standing.as_ref() == Some(*text) {
+            continue;
+        }
+        if let Err(source) = watch::write_atomic(&app_dir.join(path), text.as_bytes()) {
+            undo(app_dir, handle, &made);
+            return Err(EditError::Write { path: shown(handle, path), source });
+        }
     }
     Ok(Written {
         created: standing.manifest.is_none(),
@@ -268,6 +306,45 @@ pub fn write_proposed(
     })
 }
 
+/// Half an automation in a folder of its own is worth nothing, and would be shown as a broken one.
+fn undo(app_dir: &Path, handle: &Handle, made: &[PathBuf]) {
+    if !made.is_empty() {
+        // It may not have come that far.
+        let _ = std::fs::remove_file(app_dir.join(handler_path(handle)));
+        watch::remove_empty(made);
+    }
+}
+
+/// Nobody else changes automations beside this app while it lives: no thread of this process, and no other dirigent.
+struct Alone {
+    _here: MutexGuard<'static, ()>,
+    /// Locked. None where that cannot be had: a folder that may not be read, or a system that opens none.
+    _folder: Option<File>,
+}
+
+impl Alone {
+    fn with(app_dir: &Path, handle: &Handle) -> Result<Self, EditError> {
+        let here = EDITING.lock().unwrap_or_else(PoisonError::into_inner);
+        // The folder around the app, because a new app has none. By its real name, as an app may be a link.
+        let real = std::fs::canonicalize(app_dir).unwrap_or_else(|_| app_dir.to_owned());
+        let folder = real.parent().and_then(|folder| File::open(folder).ok());
+        let since = std::time::Instant::now();
+        let locked = |folder: &File| loop {
+            match folder.try_lock() {
+                Ok(()) => return Ok(true),
+                Err(TryLockError::Error(_)) => return Ok(false),
+                Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => std::thread::sleep(RETRY_EVERY),
+                Err(TryLockError::WouldBlock) => return Err(EditError::Busy { handle: handle.clone() }),
+            }
+        };
+        let folder = match folder {
+            Some(folder) => locked(&folder)?.then_some(folder),
+            None => None,
+        };
+        Ok(Self { _here: here, _folder: folder })
+    }
+}
+
 /// The bytes of an automation's manifest, read as the daemon reads it.
 ///
 /// # Errors
@@ -275,7 +352,7 @@ pub fn write_proposed(
 pub fn read_manifest(app_dir: &Path, handle: &Handle) -> Result<Vec<u8>, EditError> {
     let path = manifest_path(handle);
     watch::read_app_file(app_dir, Path::new(&path), MAX_MANIFEST_BYTES)
-        .map_err(|problem| EditError::Unreadable { path: format!("{}/{path}", handle.app), problem: Box::new(problem) })
+        .map_err(|problem| EditError::Unreadable { path: shown(handle, &path), problem: Box::new(problem) })
 }
 
 /// Of a manifest's bytes, as the registry keeps it of what it has read.
@@ -292,12 +369,17 @@ fn handler_path(handle: &Handle) -> String {
     format!("automations/{}/handler.js", handle.automation)
 }
 
+/// A path below the app's folder, from the root.
+fn shown(handle: &Handle, path: &str) -> String {
+    format!("{}/{path}", handle.app)
+}
+
 fn edit(
     app_dir: &Path,
     handle: &Handle,
     change: impl FnOnce(&str, &Parsed) -> Result<Option<String>, RewriteError>,
 ) -> Result<Parsed, EditError> {
-    let _one_at_a_time = EDITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = Alone::with(app_dir, handle)?;
     let bytes = read_manifest(app_dir, handle)?;
     let text = std::str::from_utf8(&bytes).map_err(|source| EditError::NotUtf8 { handle: handle.clone(), source })?;
     let parsed = manifest::parse(&bytes, &handle.app);
@@ -305,7 +387,7 @@ fn edit(
     if let Some(rewritten) = rewritten {
         let path = manifest_path(handle);
         watch::write_atomic(&app_dir.join(&path), rewritten.as_bytes())
-            .map_err(|source| EditError::Write { path: format!("{}/{path}", handle.app), source })?;
+            .map_err(|source| EditError::Write { path: shown(handle, &path), source })?;
     }
     Ok(parsed)
 }
@@ -368,8 +450,14 @@ mod tests {
         let gone: Handle = "a/gone".parse().unwrap();
         assert!(matches!(set_enabled(app.path(), &gone, true), Err(EditError::Unreadable { .. })));
     }
-    fn proposed(manifest: Option<&str>, handler: Option<&str>) -> Files {
-        Files { manifest: manifest.map(str::to_owned), handler: handler.map(str::to_owned) }
+
+    fn proposed(manifest: Option<&str>, handler: Option<&str>) -> Proposal {
+        let files = Files { manifest: manifest.map(str::to_owned), handler: handler.map(str::to_owned) };
+        Proposal { files, ..Proposal::default() }
+    }
+
+    fn by(files: &Files, proposal: &Proposal) -> Proposal {
+        Proposal { revision: Some(files.revision()), ..proposal.clone() }
     }
 
     const HANDLER: &str = "export default async () => {};";
@@ -379,7 +467,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (app, handle): (_, Handle) = (root.path().join("a"), "a/x".parse().unwrap());
         let whole = proposed(Some(&PENDING.replace("\"own\"", "\"enabled\":true,\"own\"")), Some(HANDLER));
-        let written = write_proposed(&app, &handle, &whole, None).unwrap();
+        let written = write_proposed(&app, &handle, &whole).unwrap();
         assert!(written.created && !written.enabled);
         let files = Files::read(&app, &handle).unwrap();
         assert_eq!(files, written.files);
@@ -389,13 +477,13 @@ mod tests {
         set_enabled(&app, &handle, true).unwrap();
         let before = Files::read(&app, &handle).unwrap();
         let mended = proposed(None, Some("export default async () => ({});"));
-        let written = write_proposed(&app, &handle, &mended, Some(&before.revision())).unwrap();
+        let written = write_proposed(&app, &handle, &by(&before, &mended)).unwrap();
         assert!(!written.created && written.enabled, "one that a person has enabled goes on");
         let after = Files::read(&app, &handle).unwrap();
-        assert_eq!((&after.manifest, &after.handler), (&before.manifest, &mended.handler));
+        assert_eq!((&after.manifest, &after.handler), (&before.manifest, &mended.files.handler));
 
         // By what it was before.
-        let late = write_proposed(&app, &handle, &whole, Some(&before.revision())).unwrap_err();
+        let late = write_proposed(&app, &handle, &by(&before, &whole)).unwrap_err();
         assert_eq!(late.code(), "changed_meanwhile");
         assert_eq!(Files::read(&app, &handle).unwrap(), after);
     }
@@ -412,7 +500,7 @@ mod tests {
             (proposed(Some(PENDING), Some(&large)), "too_large"),
             (proposed(Some(&PENDING.replace("\"pending\":true", "\"id\":\"x\"")), Some(HANDLER)), "minted_field"),
         ] {
-            match write_proposed(&app, &handle, &files, None).unwrap_err() {
+            match write_proposed(&app, &handle, &files).unwrap_err() {
                 EditError::Refused { problems, .. } => {
                     assert!(problems.iter().any(|problem| problem.code == code), "{code}: {problems:?}");
                 }
@@ -433,7 +521,7 @@ mod tests {
             let handle: Handle = format!("{app}/x").parse().unwrap();
             std::fs::create_dir_all(app_dir.join(at).parent().unwrap()).unwrap();
             symlink(outside.path().join("gone"), app_dir.join(at)).unwrap();
-            assert!(write_proposed(&app_dir, &handle, &whole, None).is_err(), "{at}");
+            assert!(write_proposed(&app_dir, &handle, &whole).is_err(), "{at}");
             std::fs::remove_file(app_dir.join(at)).unwrap();
             let target = outside.path().join("there");
             if at.ends_with(".js") {
@@ -442,7 +530,7 @@ mod tests {
                 std::fs::create_dir(&target).unwrap()
             }
             symlink(&target, app_dir.join(at)).unwrap();
-            assert!(write_proposed(&app_dir, &handle, &whole, None).is_err(), "{at}");
+            assert!(write_proposed(&app_dir, &handle, &whole).is_err(), "{at}");
             if at.ends_with(".js") {
                 assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
             } else {
@@ -450,5 +538,61 @@ mod tests {
                 std::fs::remove_dir(&target).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn no_automation_is_made_where_none_would_be_seen() {
+        let root = tempfile::tempdir().unwrap();
+        for handle in ["node_modules/x", "a/node_modules", "a/_x", "mcp.json/x", "dirigent.toml/x"] {
+            let target: Handle = handle.parse().unwrap();
+            let app = root.path().join(target.app.as_str());
+            match write_proposed(&app, &target, &proposed(Some(PENDING), Some(HANDLER))).unwrap_err() {
+                EditError::Refused { problems, .. } => assert_eq!(problems[0].code, "invalid_name", "{handle}"),
+                other => panic!("{handle}: {other}"),
+            }
+        }
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_failed_write_leaves_no_half_an_automation() {
+        let root = tempfile::tempdir().unwrap();
+        let (app, handle): (_, Handle) = (root.path().join("a"), "a/x".parse().unwrap());
+        // A folder where the manifest must be: the handler is written, and then no more.
+        let made = watch::make_app_dir(&app, Path::new("automations/x")).unwrap();
+        std::fs::write(app.join("automations/x/handler.js"), HANDLER).unwrap();
+        undo(&app, &handle, &made);
+        assert!(!app.exists());
+        // What somebody else has made stays.
+        std::fs::create_dir_all(app.join("automations/x")).unwrap();
+        std::fs::write(app.join("automations/x/handler.js"), HANDLER).unwrap();
+        undo(&app, &handle, &[]);
+        assert!(app.join("automations/x/handler.js").exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nothing_is_changed_while_another_process_changes_something() {
+        let root = tempfile::tempdir().unwrap();
+        let (app, handle): (_, Handle) = (root.path().join("a"), "a/x".parse().unwrap());
+        write_proposed(&app, &handle, &proposed(Some(PENDING), Some(HANDLER))).unwrap();
+        // Another open file is as good as another process.
+        let other = File::open(root.path()).unwrap();
+        other.lock().unwrap();
+        let (told, is_told) = std::sync::mpsc::channel();
+        let (folder, target) = (app.clone(), handle.clone());
+        let switch = std::thread::spawn(move || {
+            let switched = set_enabled(&folder, &target, true);
+            told.send(()).unwrap();
+            switched
+        });
+        let text = Files::read(&app, &handle).unwrap().manifest.unwrap();
+        std::fs::write(app.join(manifest_path(&handle)), text.replace("\"name\": \"n\"", "\"name\": \"m\"")).unwrap();
+        assert!(is_told.try_recv().is_err(), "it waits");
+        drop(other);
+        assert!(switch.join().unwrap().unwrap().changed);
+        let text = Files::read(&app, &handle).unwrap().manifest.unwrap();
+        assert!(text.contains("\"m\"") && text.contains("\"enabled\": true"), "both changes are there: {text}");
     }
 }

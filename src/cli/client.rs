@@ -169,8 +169,9 @@ impl Client {
         let config =
             StreamableHttpClientTransportConfig::with_uri(self.url(gateway::mcp::PATH)).auth_header(&*self.token);
         let transport = StreamableHttpClientTransport::with_client(self.http.clone(), config);
-        let silent = |error: &dyn std::fmt::Display| {
-            let message = format!("the daemon (pid {}) does not serve the call at {}: {error}", self.pid, self.base);
+        let silent = |error: &(dyn std::error::Error + 'static)| {
+            let (pid, base, told) = (self.pid, &self.base, told(error));
+            let message = format!("the daemon (pid {pid}) does not serve the call at {base}: {told}");
             Failure::failed("daemon_silent", message)
                 .exit_with(exit::NO_DAEMON)
                 .hint("it may be stopping, or be of another version; otherwise restart it")
@@ -255,15 +256,10 @@ fn refused(status: u16, body: &[u8]) -> Failure {
     }
 }
 
-/// An error with its causes, without the URL, which is named already.
-pub fn told(error: &reqwest::Error) -> String {
-    let mut causes = Vec::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = next {
-        causes.push(error.to_string());
-        next = error.source();
-    }
-    causes.pop().unwrap_or_else(|| error.to_string())
+/// What an error comes from in the end, without the URL, which is named already, and the names of libraries' types.
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().unwrap_or(error).to_string()
 }
 
 /// The JSON form of a run that was accepted and is not followed.

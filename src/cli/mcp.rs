@@ -2,8 +2,9 @@
 //! one, this process does, which then holds the root's lock while a handler runs. Each call looks anew, so that a daemon
 //! may come and go in between.
 //!
-//! What a call without a daemon has set off (a run that outlasts the wait, a failure handler) goes on behind it; when the
-//! client goes away it is cancelled, and recorded as such.
+//! What a call without a daemon has set off (a run that outlasts the wait, a failure handler) goes on behind it. When the
+//! client goes away, or this process is told to end, it is cancelled and recorded as such, as are calls under way. As
+//! handlers run one call at a time then, a further run waits for a while, and is refused with a word on who is in its way.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cli::client::Client;
+use crate::cli::client::{Client, told};
 use crate::cli::failure::{Failure, Outcome, exit};
 use crate::cli::output::note;
 use crate::cli::place::Place;
@@ -25,6 +26,11 @@ use crate::cli::serve::Signals;
 use crate::config::Config;
 use crate::gateway::api::Api;
 use crate::gateway::mcp::{Builder, BuilderTool, CallTools, Server};
+
+/// Seconds that a run waits for those before it: as long as it would for its own end, within these. A command that looks
+/// at the lock takes less; with the usual wait for its end a call stays below the minute that clients give it.
+const LEAST_TURN_S: f64 = 1.0;
+const MOST_TURN_S: f64 = 20.0;
 
 /// Serves the MCP tools for builders on stdin and stdout.
 #[derive(Debug, clap::Args)]
@@ -48,15 +54,16 @@ pub async fn mcp(place: &Place, _: &McpArgs) -> Outcome {
         data: place.data.clone(),
         ended: is_ended,
         running: Arc::default(),
+        under_way: Arc::default(),
         behind: Arc::default(),
     };
-    let behind = Arc::clone(&here.behind);
+    let (under_way, behind) = (Arc::clone(&here.under_way), Arc::clone(&here.behind));
     let served = async {
         let server = match rmcp::serve_server(Server(here), rmcp::transport::stdio()).await {
             Ok(server) => server,
             // A client that goes before it has said a word.
             Err(rmcp::service::ServerInitializeError::ConnectionClosed(_)) => return Ok(exit::FINE),
-            Err(error) => return Err(Failure::failed("mcp", error.to_string())),
+            Err(error) => return Err(Failure::failed("mcp", told(&error))),
         };
         let quit = server.waiting().await;
         quit.map(|_| exit::FINE).map_err(|error| Failure::failed("mcp", error.to_string()))
@@ -66,6 +73,8 @@ pub async fn mcp(place: &Place, _: &McpArgs) -> Outcome {
         () = signals.next() => Ok(exit::FINE),
     };
     ended.send_replace(true);
+    // Calls end at once now, and leave what they have set off behind.
+    let _none = under_way.write().await;
     let left = std::mem::take(&mut *behind.lock().unwrap_or_else(PoisonError::into_inner));
     left.join_all().await;
     outcome
@@ -79,6 +88,8 @@ struct Here {
     /// Held while a handler runs here: one at a time, as the root's lock would have it, and without waiting for oneself
     /// there.
     running: Arc<tokio::sync::Mutex<()>>,
+    /// Each call reads, and who writes waits for all of them.
+    under_way: Arc<tokio::sync::RwLock<()>>,
     /// What goes on behind calls that were answered.
     behind: Arc<Mutex<JoinSet<()>>>,
 }
@@ -90,6 +101,15 @@ impl CallTools for Here {
         given: Map<String, Value>,
         cancelled: impl Future<Output = ()> + Send,
     ) -> CallToolResult {
+        let _under_way = self.under_way.read().await;
+        let mut ended = self.ended.clone();
+        let cancelled = async {
+            tokio::select! {
+                () = cancelled => {}
+                // An error says that this process is at its end.
+                _ = ended.wait_for(|ended| *ended) => {}
+            }
+        };
         let called = self.called(tool, given, cancelled).await;
         called.unwrap_or_else(|failure| CallToolResult::structured_error(failure.to_json()["error"].take()))
     }
@@ -111,12 +131,14 @@ impl Here {
         let mut lock = None;
         match tool {
             BuilderTool::RunAutomation => {
+                let wait = given.get("waitSeconds").and_then(Value::as_f64).unwrap_or(MOST_TURN_S);
+                let within = Duration::from_secs_f64(wait.clamp(LEAST_TURN_S, MOST_TURN_S));
                 let turn = async {
                     let turn = Arc::clone(&self.running).lock_owned().await;
                     Ok::<_, Failure>((turn, hold(&place).await?))
                 };
                 let (turn, held) = tokio::select! {
-                    held = turn => held?,
+                    held = tokio::time::timeout(within, turn) => held.map_err(|_| occupied())??,
                     () = &mut cancelled => return Err(was_cancelled()),
                 };
                 match held {
@@ -160,6 +182,14 @@ async fn by_daemon(
         result = daemon.call_tool(request) => result,
         () = cancelled => Err(was_cancelled()),
     }
+}
+
+/// Somebody else runs something on the root, or an earlier call of this client does.
+fn occupied() -> Failure {
+    let message = "an earlier run on this root has not ended, and without a daemon there is one at a time";
+    Failure::failed("busy", message).hint(
+        "list_runs with status \"running\" shows it; a person can start `dirigent serve`, which runs many at once",
+    )
 }
 
 /// Nobody waits for it any more.

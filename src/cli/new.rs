@@ -21,7 +21,7 @@ use crate::core::manifest;
 use crate::daemon::home;
 use crate::fire::Handle;
 use crate::isolate::CTX_TYPES;
-use crate::watch::write_atomic;
+use crate::watch::{unusable, write_atomic};
 
 /// In `<root>/.dirigent`.
 const SCHEMA_FILE: &str = "automation.schema.json";
@@ -94,6 +94,10 @@ pub fn new(place: &Place, args: &NewArgs) -> Outcome {
         .handle
         .parse()
         .map_err(|error: crate::fire::NameError| Failure::usage(error.to_string()).hint("a handle is <app>/<id>"))?;
+    if let Some(problem) = unusable(&handle) {
+        let failure = Failure::usage(problem.message);
+        return Err(Failure { hint: problem.hint, ..failure });
+    }
     for expr in &args.cron {
         CronSchedule::parse(expr, args.tz.as_deref()).map_err(bad_cron)?;
     }

@@ -119,10 +119,15 @@ The secret is kept nowhere and not shown again. To post:
         ))?;
     }
     // What was minted is of no use to senders whose signature is checked instead.
-    if let Ok(Some(Verify { scheme, .. })) = webhook_of(place, &handle).map(|webhook| webhook.verify) {
+    if let Ok(Some(Verify { scheme, secret_ref, .. })) = webhook_of(place, &handle).map(|webhook| webhook.verify) {
+        // Whoever wrote the manifest has chosen it: one look whether it is a secret at all.
+        let secret_ref = match secret_ref {
+            SecretRef::Env(name) => format!("env:{name}"),
+            SecretRef::File(path) => format!("file:{path}"),
+        };
         note(format_args!(
-            "posts to it are checked by their {} signature (`verify`), with the secret that `secretRef` points to; the \
-             secret above lets nobody in",
+            "posts to it are checked by their {} signature (`verify`), with the secret at {secret_ref}; the secret above \
+             lets nobody in",
             scheme.as_str()
         ));
     }

@@ -10,12 +10,13 @@
 //! Nothing here is a session: whatever a client knows of one, each call stands by itself.
 
 mod arguments;
+mod catalog;
 mod drafts;
+mod fitting;
 mod runs;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
@@ -27,7 +28,7 @@ use rmcp::service::{RequestContext, RoleServer};
 use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::core::manifest;
@@ -36,7 +37,7 @@ use crate::core::shortened::shortened;
 use crate::gateway::api::Api;
 use crate::gateway::problem::ProblemDocument;
 use crate::isolate::CTX_TYPES;
-use arguments::{Arguments, GetRun, ListAutomations, ListRuns, NoArguments, ReadAutomation, RunAutomation};
+use arguments::{Arguments, GetRun, ListAutomations, ListRuns, ListTools, ReadAutomation, RunAutomation};
 use arguments::{ValidateManifest, WriteAutomation};
 
 /// What a client tells its model of this server.
@@ -48,8 +49,10 @@ pub const PATH: &str = "/mcp";
 /// What the two files of an automation may take up in a message, where a line break has two characters and a quote, too.
 pub const MAX_FILES: usize = 2 * (manifest::MAX_MANIFEST_BYTES + manifest::MAX_HANDLER_BYTES);
 
-/// What an MCP server gets to tell its tools; clients give a call a minute.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// What a model can take in of the values of one answer.
+const VALUE_BYTES: usize = 48 * 1024;
+/// Problems that are listed beside other things.
+const SHOWN_PROBLEMS: usize = 20;
 
 type ToolReply = Result<Value, ProblemDocument>;
 
@@ -107,10 +110,11 @@ impl BuilderTool {
                  state and its problems. `revision` is for write_automation.",
             ),
             Self::ListTools => (
-                NoArguments::schema(),
+                ListTools::schema(),
                 "List what handlers can call",
                 "Lists what `ctx.tool` of a handler can call: the built-in tools, the queries and actions of each app \
-                 with their schemas, and the tools of MCP servers.",
+                 with their schemas, and the tools of MCP servers. When that is too much for one answer, the schemas \
+                 are left out: ask again with `app` or `server`.",
             ),
             Self::ValidateManifest => (
                 ValidateManifest::schema(),
@@ -165,17 +169,17 @@ fn tool_named(name: &str) -> Result<BuilderTool, ErrorData> {
     })
 }
 
-/// Texts that a builder can read beside the tools.
+/// Texts that a builder can read beside the tools: address, name, kind, what it is.
+const RESOURCES: [(&str, &str, &str, &str); 3] = [
+    ("dirigent://guide", "Writing automations", "text/markdown", "The whole guide, with examples."),
+    ("dirigent://automation.schema.json", "Schema of automation.json", "application/schema+json", "JSON Schema."),
+    ("dirigent://ctx.d.ts", "Types of the handler", "text/x-typescript", "What a handler is given."),
+];
+
 fn resources() -> ListResourcesResult {
-    let all = [
-        ("dirigent://guide", "Writing automations", "text/markdown", "The whole guide, with examples."),
-        ("dirigent://automation.schema.json", "Schema of automation.json", "application/schema+json", "JSON Schema."),
-        ("dirigent://ctx.d.ts", "Types of the handler", "text/x-typescript", "What a handler is given."),
-    ];
-    let resource = |(uri, name, kind, text): (&str, &str, &str, &str)| {
-        Resource::new(uri, name).with_mime_type(kind).with_description(text)
-    };
-    ListResourcesResult::with_all_items(all.into_iter().map(resource).collect())
+    let all =
+        RESOURCES.map(|(uri, name, kind, text)| Resource::new(uri, name).with_mime_type(kind).with_description(text));
+    ListResourcesResult::with_all_items(all.into())
 }
 
 fn resource(uri: &str) -> Result<ReadResourceResult, ErrorData> {
@@ -188,7 +192,11 @@ fn resource(uri: &str) -> Result<ReadResourceResult, ErrorData> {
             return Err(ErrorData::resource_not_found(told, None));
         }
     };
-    Ok(ReadResourceResult::new(vec![ResourceContents::text(text, uri)]))
+    let mut contents = ResourceContents::text(text, uri);
+    if let Some((_, _, kind, _)) = RESOURCES.iter().find(|(known, ..)| *known == uri) {
+        contents = contents.with_mime_type(*kind);
+    }
+    Ok(ReadResourceResult::new(vec![contents]))
 }
 
 /// Whoever does what the tools say.
@@ -220,10 +228,6 @@ impl Builder {
     ) -> ToolReply {
         call(A::read(given)?).await
     }
-
-    async fn list_tools(&self) -> ToolReply {
-        shown(&self.api.catalog(PATIENCE).await)
-    }
 }
 
 impl CallTools for Builder {
@@ -236,7 +240,7 @@ impl CallTools for Builder {
         let reply = match tool {
             BuilderTool::ListAutomations => self.with(given, |given| self.list_automations(given)).await,
             BuilderTool::ReadAutomation => self.with(given, |given| self.read_automation(given)).await,
-            BuilderTool::ListTools => self.with(given, |NoArguments {}| self.list_tools()).await,
+            BuilderTool::ListTools => self.with(given, |given| self.list_tools(given)).await,
             BuilderTool::ValidateManifest => self.with(given, |given| self.validate_manifest(given)).await,
             BuilderTool::WriteAutomation => self.with(given, |given| self.write_automation(given)).await,
             BuilderTool::RunAutomation => self.with(given, |given| self.run_automation(given, cancelled)).await,
@@ -259,16 +263,6 @@ impl CallTools for Builder {
 /// What the API would answer with, as a value.
 fn shown(told: &impl Serialize) -> ToolReply {
     serde_json::to_value(told).map_err(|error| ProblemDocument::internal(&error))
-}
-
-/// Shortens a list; how many entries were left out stands beside it.
-fn cut(told: &mut Value, list: &str, most: usize) {
-    let Some(entries) = told[list].as_array_mut() else { return };
-    let left_out = entries.len().saturating_sub(most);
-    entries.truncate(most);
-    if left_out > 0 {
-        told[format!("{list}LeftOut")] = json!(left_out);
-    }
 }
 
 /// The server that a client talks to.
@@ -337,6 +331,8 @@ pub fn service(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -347,6 +343,9 @@ mod tests {
             let empty = Map::new();
             for (name, property) in schema["properties"].as_object().unwrap_or(&empty) {
                 assert!(property["description"].is_string(), "{}: {name}", tool.name);
+                // `input` may be anything; a manifest two things.
+                let typed = property["type"].is_string() || ["input", "manifest"].contains(&name.as_str());
+                assert!(typed && property.get("anyOf").is_none(), "{}: {name}: {property}", tool.name);
             }
             assert!(jsonschema::meta::is_valid(&schema), "{}", tool.name);
             assert_eq!(tool_named(&tool.name).unwrap().name(), tool.name);
@@ -358,17 +357,14 @@ mod tests {
     #[test]
     fn every_resource_that_is_listed_can_be_read() {
         for listed in resources().resources {
-            let read = resource(&listed.uri).unwrap();
-            assert_eq!(read.contents.len(), 1);
+            let read = serde_json::to_value(resource(&listed.uri).unwrap()).unwrap();
+            let contents = &read["contents"][0];
+            assert_eq!(
+                (contents["uri"].as_str(), contents["mimeType"].as_str()),
+                (Some(&*listed.uri), listed.mime_type.as_deref())
+            );
+            assert!(contents["text"].as_str().is_some_and(|text| text.len() > 100));
         }
         assert!(resource("dirigent://token").is_err());
-    }
-
-    #[test]
-    fn a_long_list_says_how_much_of_it_is_missing() {
-        let mut told = json!({ "nodes": [1, 2, 3], "logs": [1] });
-        cut(&mut told, "nodes", 2);
-        cut(&mut told, "logs", 2);
-        assert_eq!(told, json!({ "nodes": [1, 2], "logs": [1], "nodesLeftOut": 1 }));
     }
 }

@@ -78,30 +78,56 @@ pub fn list_app_dir(app_dir: &Path, relative: &Path) -> Result<Vec<String>, Prob
     Ok(names)
 }
 
-/// Makes a folder of an app, and the app's own, where they are missing.
+/// Makes a folder of an app, and the app's own, where they are missing. Gives those that it made, the outermost first.
 ///
 /// # Errors
-/// As [`read_app_file`]; no folder is made behind a link that leads outside.
-pub fn make_app_dir(app_dir: &Path, relative: &Path) -> Result<(), Problem> {
+/// `not_a_folder`, `not_writable`, and as [`read_app_file`]: no folder is made behind a link that leads outside. What
+/// was made before is gone again.
+pub fn make_app_dir(app_dir: &Path, relative: &Path) -> Result<Vec<PathBuf>, Problem> {
     let shown = shown_path(app_dir, relative);
     check_relative(relative, &shown)?;
-    let made = |made: io::Result<()>| match made {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_problem(&error, &shown)),
-        _ => Ok(()),
-    };
-    made(std::fs::create_dir(app_dir))?;
+    let mut made = Vec::new();
+    let all = make_each(app_dir, relative, &shown, &mut made);
+    if all.is_err() {
+        remove_empty(&made);
+    }
+    all.map(|()| made)
+}
+
+fn make_each(app_dir: &Path, relative: &Path, shown: &str, made: &mut Vec<PathBuf>) -> Result<(), Problem> {
     let mut dir = app_dir.to_owned();
-    for part in relative.components() {
-        dir.push(part);
-        made(std::fs::create_dir(&dir))?;
-        let real = resolve_inside(app_dir, &dir, &shown)?;
-        if let Some(meta) = real.and_then(|(_, real)| std::fs::metadata(real).ok())
-            && !meta.is_dir()
-        {
-            return Err(Problem::error("not_a_folder", "", "a file stands where a folder must be").in_path(shown));
+    for part in std::iter::once(None).chain(relative.components().map(Some)) {
+        dir.extend(part);
+        match std::fs::create_dir(&dir) {
+            Ok(()) => made.push(dir.clone()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                let message = format!("the folder cannot be made: {}", error.kind());
+                return Err(Problem::error("not_writable", "", message).in_path(shown));
+            }
+        }
+        // The app itself may be a link to anywhere.
+        if part.is_some() {
+            resolve_inside(app_dir, &dir, shown)?;
+        }
+        match std::fs::metadata(&dir) {
+            Ok(meta) if meta.is_dir() => {}
+            Err(_) if part.is_none() => return Err(broken_link(&dir, shown)),
+            _ => {
+                let message = "a file stands where a folder must be";
+                return Err(Problem::error("not_a_folder", "", message).in_path(shown));
+            }
         }
     }
     Ok(())
+}
+
+/// Removes folders that [`make_app_dir`] made, unless something is in them by now.
+pub fn remove_empty(made: &[PathBuf]) {
+    for dir in made.iter().rev() {
+        // One that is not empty is somebody's.
+        let _ = std::fs::remove_dir(dir);
+    }
 }
 
 /// A file that was opened, and where it really is when links led there.
@@ -351,6 +377,39 @@ mod tests {
         assert_eq!(list_app_dir(&app, Path::new("queries")).expect("names"), Vec::<String>::new());
         symlink("/etc/hostname", app.join("migrations/5.sql")).expect("a link");
         assert_eq!(list_app_dir(&app, Path::new("migrations")).expect_err("outside").code, "outside_link");
+    }
+
+    #[test]
+    fn folders_are_made_inside_the_app_only() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (root, to_x) = (dir.path(), Path::new("automations/x"));
+        fs::create_dir_all(root.join("outside")).expect("a folder");
+        for app in ["linked", "filed"] {
+            fs::create_dir(root.join(app)).expect("a folder");
+        }
+        fs::write(root.join("file"), "").expect("a file");
+        fs::write(root.join("filed/automations"), "").expect("a file");
+        symlink("outside", root.join("alias")).expect("a link");
+        symlink("nowhere", root.join("broken")).expect("a link");
+        symlink("../outside", root.join("linked/automations")).expect("a link");
+        for (app, expected) in [
+            ("new", Ok(3)),
+            ("new", Ok(0)),
+            ("alias", Ok(2)),
+            ("linked", Err("outside_link")),
+            ("filed", Err("not_a_folder")),
+            ("file", Err("not_a_folder")),
+            ("broken", Err("broken_link")),
+        ] {
+            let made = make_app_dir(&root.join(app), to_x);
+            assert_eq!(made.as_ref().map(Vec::len).map_err(|problem| problem.code.as_str()), expected, "{app}");
+        }
+        assert!(root.join("outside/automations/x").is_dir(), "an app may be a link");
+        assert!(!root.join("outside/x").exists());
+        let made = make_app_dir(&root.join("other"), to_x).expect("folders");
+        fs::write(root.join("other/mine"), "").expect("a file");
+        remove_empty(&made);
+        assert!(root.join("other/mine").is_file() && !root.join("other/automations").exists());
     }
 
     #[test]

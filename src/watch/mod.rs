@@ -48,7 +48,8 @@ use std::time::Duration;
 pub use crate::core::disk::{AppFolder, AutomationFolder, DiskBatch, FileContent, HandlerFile};
 use crate::fire::Problem;
 
-pub use guard::{list_app_dir, make_app_dir, read_app_file, read_handler};
+pub use guard::{list_app_dir, make_app_dir, read_app_file, read_handler, remove_empty};
+pub use place::unusable;
 pub use write::write_atomic;
 
 /// How the root is followed.

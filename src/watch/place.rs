@@ -6,6 +6,8 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use crate::fire::{Handle, Problem};
+
 /// A folder's name on disk.
 pub(super) type Name = Arc<OsStr>;
 
@@ -113,6 +115,24 @@ pub(super) fn classify(place: &Place, name: Option<&OsStr>, kind: Kind) -> Optio
         (Place::Linked(_, _, file), Some(name)) if name != &**file => None,
         (Place::Linked(app, entry, _), _) => whole(Target::Entry(app.clone(), entry.clone())),
     }
+}
+
+/// Files of the root that other rooms read: a folder of that name would be in their way.
+const ROOT_FILES: [&str; 2] = ["dirigent.toml", "mcp.json"];
+
+/// Why no automation of this handle would ever be seen, or its app would be in the way of other things.
+pub fn unusable(handle: &Handle) -> Option<Problem> {
+    let (app, automation) = (handle.app.as_str(), handle.automation.as_str());
+    let told = if is_skipped(OsStr::new(app)) {
+        format!("a folder {app} is no app: it is left alone")
+    } else if is_skipped(OsStr::new(automation)) {
+        format!("a folder {automation} is no automation: it is left alone")
+    } else if ROOT_FILES.contains(&app) {
+        format!("{app} is a file of the root, and cannot be an app")
+    } else {
+        return None;
+    };
+    Some(Problem::error("invalid_name", "", told).with_hint("choose another name, without `_` before it"))
 }
 
 /// Folders that are nobody's app or automation, and not worth a word.

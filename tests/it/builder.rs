@@ -1,6 +1,8 @@
 //! The MCP server for builders: with the official TypeScript client (`npm ci --prefix tests/mcp-servers`; those tests are
 //! asked for by name), and with the SDK that it is built on, for what the other client cannot do.
 
+mod hostile;
+
 use std::path::Path;
 use std::process::Stdio;
 
@@ -365,4 +367,58 @@ async fn a_daemon_may_come_and_go_beneath_a_client() {
         }
     }
     assert_eq!(root.sql("a", "select count(*) from runs where status = 'ok'"), ["3"]);
+}
+
+/// Starts a run of `a/slow` that this client waits for.
+async fn start_slow(client: &Client) {
+    let arguments = json!({ "handle": "a/slow", "waitSeconds": 300 }).as_object().cloned();
+    let request = CallToolRequestParams::new("run_automation").with_arguments(arguments.expect("an object"));
+    let request = ClientRequest::CallToolRequest(rmcp::model::Request::new(request));
+    client.send_cancellable_request(request, PeerRequestOptions::no_options()).await.expect("it is sent");
+    until_status(client, "running").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_cancels_the_call_that_is_under_way() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let root = Root::new();
+        root.automation("a/slow", r#""timeoutMs": 3600000"#, SLOW);
+        let (mut child, client) = stdio(&root).await;
+        start_slow(&client).await;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        // SAFETY: a plain system call on our own child.
+        unsafe { libc::kill(pid, signal) };
+        assert_eq!(within(child.wait()).await.expect("an end").code(), Some(0));
+        assert_eq!(root.sql("a", "select status from runs"), ["cancelled"], "signal {signal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_cancels_the_call_that_is_under_way() {
+    let root = Root::new();
+    root.automation("a/slow", r#""timeoutMs": 3600000"#, SLOW);
+    let (mut child, client) = stdio(&root).await;
+    start_slow(&client).await;
+    client.cancel().await.expect("it ends");
+    assert_eq!(within(child.wait()).await.expect("an end").code(), Some(0));
+    assert_eq!(root.sql("a", "select status from runs"), ["cancelled"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_a_run_is_told_who_is_in_its_way() {
+    let root = Root::new();
+    root.automation("a/slow", r#""timeoutMs": 3600000"#, SLOW);
+    root.automation("a/quick", "", "export default () => ({ output: 1 });");
+    let (_child, client) = stdio(&root).await;
+    let (_other_child, other) = stdio(&root).await;
+    let started = call(&client, "run_automation", json!({ "handle": "a/slow", "waitSeconds": 0 })).await;
+    assert_eq!(started.is_error, Some(false), "{started:?}");
+    for client in [&client, &other] {
+        let refused = call(client, "run_automation", json!({ "handle": "a/quick", "waitSeconds": 0 })).await;
+        let told = refused.structured_content.expect("a refusal");
+        assert_eq!((refused.is_error, &told["code"]), (Some(true), &json!("busy")), "{told}");
+        // All else goes on.
+        let read = call(client, "read_automation", json!({ "handle": "a/quick" })).await;
+        assert_eq!(read.is_error, Some(false));
+    }
 }

@@ -4,16 +4,20 @@
 //! - a new automation is disabled, and one that is disabled stays so; one that is enabled is switched off when the
 //!   proposal says `"enabled": false`;
 //! - the credentials of a webhook (`id`, `secretHash`, and the `verify` of one that has a route) are those that stand in
-//!   the file already. A proposal repeats them or declares the webhook as pending, which keeps them; others are refused.
+//!   the file already. A proposal repeats them or leaves them out, which keeps them too; others are refused. They go with
+//!   their webhook, when the proposal is said to take it away.
 //!
-//! A mistake here lets a model switch on what nobody has looked at, or mint credentials that it knows.
+//! A name that stands twice in an object is an error here: the person who looks before enabling might read the wrong one.
+//!
+//! A mistake here lets a model switch on what nobody has looked at, or mint credentials that it knows, or lose those that
+//! nobody can restore.
 
 use super::json_tree::Node;
 use super::parse::{Parsed, parse};
 use super::position::{Path, line_column};
 use super::report::Report;
 use super::rewrite::{self, RewriteError};
-use crate::fire::{AppId, Problem};
+use crate::fire::{AppId, Problem, Severity};
 
 /// What lets somebody in. `verify` names a secret, so it counts among them once there is a route.
 const CREDENTIALS: [&str; 3] = ["id", "secretHash", "verify"];
@@ -30,21 +34,40 @@ pub struct Proposed {
 }
 
 /// Judges a proposal for an automation of `app`. `standing`: the manifest that is there now, if one is.
-///
-/// # Errors
-/// What keeps a text from being rewritten: `standing` is no JSON, so that what it holds would be lost, or the result is
-/// too large.
-pub fn propose(text: &str, standing: Option<&str>, app: &AppId) -> Result<Proposed, RewriteError> {
+/// `removes_webhook`: whether a webhook with credentials may go.
+pub fn propose(text: &str, standing: Option<&str>, app: &AppId, removes_webhook: bool) -> Proposed {
     let Parsed { manifest, mut problems, .. } = parse(text.as_bytes(), app);
     let root = Node::read(text).ok();
-    let standing = standing.map(|text| Ok((Node::read(text).map_err(RewriteError::invalid)?, text))).transpose()?;
-    let route = standing.as_ref().and_then(|(root, _)| webhook_of(root)).filter(|entry| entry.get("id").is_some());
+    // What stands there and is repeated to the letter is the person's own.
+    if let Some(root) = root.as_ref().filter(|_| standing != Some(text)) {
+        problems.retain(|problem| problem.code != "duplicate_field");
+        problems.extend(repeats(text, root));
+    }
+    let standing = match standing.map(|text| Node::read(text).map(|root| (root, text))).transpose() {
+        Ok(standing) => standing,
+        Err(error) => {
+            let message = format!("the file that is there now is not valid JSON ({error}); it is not written over");
+            let hint = "it may hold a webhook's credentials: a person mends it, or removes it";
+            problems.push(Problem::error("broken_file", "", message).with_hint(hint));
+            None
+        }
+    };
+    let minted = |entry: &&Node| entry.get("id").is_some();
+    let route = standing.as_ref().and_then(|(root, _)| webhooks(root).find(minted));
     if let Some(root) = &root {
         problems.extend(judge_credentials(text, root, route));
+        if route.is_some() && !removes_webhook && webhooks(root).next().is_none() {
+            let (line, column) = root.get("triggers").map_or((1, 1), |node| line_column(text, node.span.start));
+            let message = "the webhook is left out, and its address and secret would be lost for good";
+            let hint = "declare {\"kind\": \"webhook\", \"pending\": true}, which keeps them; `removeWebhook: true` removes it";
+            let problem = Problem::error("webhook_left_out", "triggers", message).with_hint(hint);
+            problems.push(problem.at(line, column));
+        }
         problems.sort_by_key(|problem| (problem.line, problem.column));
     }
+    let refused = |problems| Proposed { text: None, enabled: false, problems };
     let (Some(manifest), Some(root), false) = (manifest, root, problems.iter().any(Problem::is_error)) else {
-        return Ok(Proposed { text: None, enabled: false, problems });
+        return refused(problems);
     };
 
     let says = root.get("enabled").is_some();
@@ -56,35 +79,61 @@ pub fn propose(text: &str, standing: Option<&str>, app: &AppId) -> Result<Propos
         let (line, column) = root.get("enabled").map_or((1, 1), |node| line_column(text, node.span.start));
         problems.push(problem.at(line, column));
     }
-    let mut written = rewrite::set_enabled(text, enabled)?;
-    if let (Some(route), Some(entry)) = (route, webhook_of(&root))
-        && entry.get("id").is_none()
-    {
-        let kept = CREDENTIALS.iter().filter_map(|name| Some((*name, route.get(name)?.to_value())));
-        written = rewrite::keep_credentials(&written, kept)?;
-    }
+    let kept = route.filter(|_| webhooks(&root).next().is_some());
+    let written = match with_kept(text, enabled, kept) {
+        Ok(written) => written,
+        Err(error) => {
+            let code = if matches!(error, RewriteError::TooLarge(_)) { "too_large" } else { "invalid_field" };
+            let problem = Problem::error(code, "", error.to_string()).with_hint("keep data out of the manifest");
+            problems.push(problem.at(1, 1));
+            return refused(problems);
+        }
+    };
     // What stood there may have been faulty itself.
     let after = parse(written.as_bytes(), app).problems;
     if after.iter().any(Problem::is_error) {
-        return Ok(Proposed { text: None, enabled: false, problems: after });
+        return refused(after);
     }
-    Ok(Proposed { text: Some(written), enabled, problems })
+    Proposed { text: Some(written), enabled, problems }
 }
 
-/// The first webhook entry; also under the old name `trigger`.
-fn webhook_of(root: &Node) -> Option<&Node> {
-    let listed = root.get("triggers").and_then(Node::items).unwrap_or_default();
-    let mut entries = listed.iter().chain(root.get("trigger"));
-    entries.find(|entry| entry.get("kind").and_then(Node::as_str) == Some("webhook"))
+/// The text with its switch set, and with the credentials of `route` that it leaves out.
+fn with_kept(text: &str, enabled: bool, route: Option<&Node>) -> Result<String, RewriteError> {
+    let written = rewrite::set_enabled(text, enabled)?;
+    let Some(route) = route else { return Ok(written) };
+    let kept = CREDENTIALS.iter().filter_map(|name| Some((*name, route.get(name)?.to_value())));
+    rewrite::keep_credentials(&written, kept)
 }
 
-/// Errors for credentials that are not those of `route`, the webhook that has them.
+/// The webhook entries that count. One too many is an error elsewhere.
+fn webhooks(root: &Node) -> impl Iterator<Item = &Node> {
+    let (listed, single) = match root.get("triggers") {
+        Some(list) => (list.items().unwrap_or_default(), None),
+        None => (&[][..], root.get("trigger")),
+    };
+    listed.iter().chain(single).filter(|entry| is_webhook(entry))
+}
+
+fn is_webhook(entry: &Node) -> bool {
+    entry.get("kind").and_then(Node::as_str) == Some("webhook")
+}
+
+/// Errors for names that stand twice.
+fn repeats(text: &str, root: &Node) -> impl Iterator<Item = Problem> {
+    let mut report = Report::default();
+    report.check_repeats(root, &Path::Root);
+    report.into_problems(text).into_iter().map(|problem| Problem { severity: Severity::Error, ..problem })
+}
+
+/// Errors for credentials that are not those of `route`, the webhook that has them. Also where they have no effect: a
+/// `trigger` beside `triggers` may have one some day.
 fn judge_credentials(text: &str, root: &Node, route: Option<&Node>) -> Vec<Problem> {
     let mut report = Report::default();
     let (triggers, single) = (Path::Root.key("triggers"), Path::Root.key("trigger"));
     let listed = root.get("triggers").and_then(Node::items).unwrap_or_default().iter().enumerate();
     let entries = listed.map(|(at, entry)| (triggers.index(at), entry));
-    for (path, entry) in entries.chain(root.get("trigger").map(|entry| (single, entry))) {
+    let entries = entries.chain(root.get("trigger").map(|entry| (single, entry)));
+    for (path, entry) in entries.filter(|(_, entry)| is_webhook(entry)) {
         for name in CREDENTIALS {
             let Some(given) = entry.get(name) else { continue };
             let rule = match route {
@@ -123,7 +172,7 @@ mod tests {
 
     #[track_caller]
     fn judged(text: &str, standing: Option<&str>) -> (Option<Value>, Vec<(String, String)>) {
-        let proposed = propose(text, standing, &"a".parse().unwrap()).unwrap();
+        let proposed = propose(text, standing, &"a".parse().unwrap(), false);
         let told = proposed.problems.iter().map(|problem| (problem.code.clone(), problem.field.clone())).collect();
         let written = proposed.text.map(|text| serde_json::from_str::<Value>(&text).unwrap());
         if let Some(written) = &written {
@@ -196,14 +245,85 @@ mod tests {
     }
 
     #[test]
-    fn a_proposal_without_the_webhook_takes_it_away() {
-        let (written, told) = judged(&manifest(""), Some(&provisioned("")));
-        assert_eq!((written.unwrap().get("triggers"), told), (None, vec![]));
+    fn what_a_repeated_webhook_leaves_out_is_kept() {
+        let verify = r#","verify":{"scheme":"github","secretRef":"env:A"}"#;
+        let stands = provisioned(verify);
+        let bare = provisioned("");
+        let unhashed = webhook(&format!(r#""id":"{ID}"{verify}"#));
+        for text in [&stands, &bare, &unhashed, &webhook(r#""pending":true"#)] {
+            let (written, told) = judged(text, Some(&stands));
+            let mut entry = written.unwrap_or_else(|| panic!("{text}: {told:?}"))["triggers"][1].take();
+            let mut expected: Value = serde_json::from_str(&stands).unwrap();
+            entry.as_object_mut().unwrap().sort_keys();
+            expected["triggers"][1].as_object_mut().unwrap().sort_keys();
+            assert_eq!(
+                entry, expected["triggers"][1],
+                "without `verify`, an old bearer secret would be good again: {text}"
+            );
+        }
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_written_over() {
-        let error = propose(&manifest(""), Some(r#"{"secretHash": "#), &"a".parse().unwrap()).unwrap_err();
-        assert!(matches!(error, RewriteError::InvalidJson(_)));
+    fn credentials_are_found_where_they_count() {
+        // One too many in a file that is faulty: the minted one is kept.
+        let entry = format!(r#"{{"kind":"webhook","id":"{ID}","secretHash":"{}"}}"#, "ab".repeat(32));
+        let pending = manifest(r#","triggers":[{"kind":"webhook","pending":true}]"#);
+        let two = manifest(&format!(r#","triggers":[{{"kind":"webhook","pending":true}},{entry}]"#));
+        let (written, _) = judged(&pending, Some(&two));
+        assert_eq!(written.unwrap()["triggers"][0]["id"], ID);
+        // An old `trigger` counts alone, and has no effect beside a list.
+        let (written, _) = judged(&pending, Some(&manifest(&format!(r#","trigger":{entry}"#))));
+        assert_eq!(written.unwrap()["triggers"][0]["id"], ID);
+        let (written, _) = judged(&pending, Some(&manifest(&format!(r#","triggers":[],"trigger":{entry}"#))));
+        assert_eq!(written.unwrap()["triggers"][0].get("id"), None, "what was closed stays closed");
+        let (written, told) = judged(&manifest(&format!(r#","triggers":[],"trigger":{entry}"#)), None);
+        assert!(written.is_none() && told.iter().any(|(_, field)| field == "trigger.id"), "{told:?}");
+        // Elsewhere an `id` is a field like any other.
+        let cron = manifest(r#","triggers":[{"kind":"cron","expr":"* * * * *","id":"mine"}]"#);
+        let (written, told) = judged(&cron, None);
+        assert_eq!((&written.unwrap()["triggers"][0]["id"], told.len()), (&Value::from("mine"), 1), "{told:?}");
+    }
+
+    #[test]
+    fn a_minted_webhook_goes_only_when_that_is_said() {
+        let app = "a".parse().unwrap();
+        for text in [manifest(""), manifest(r#","triggers":[{"kind":"cron","expr":"* * * * *"}]"#)] {
+            let (written, told) = judged(&text, Some(&provisioned("")));
+            assert_eq!((written, told), (None, vec![("webhook_left_out".to_owned(), "triggers".to_owned())]));
+            let proposed = propose(&text, Some(&provisioned("")), &app, true);
+            assert!(proposed.problems.is_empty() && !proposed.text.unwrap().contains(ID));
+            // A wish may go any time.
+            assert!(judged(&text, Some(&webhook(r#""pending":true"#))).0.is_some());
+        }
+    }
+
+    #[test]
+    fn names_that_stand_twice_are_refused() {
+        let hidden = manifest(&format!(
+            r#","triggers":[{{"kind":"webhook","id":"{ID}","secretHash":"{}"}}],"tri\u0067gers":[]"#,
+            "ab".repeat(32)
+        ));
+        let many: String = (0..150).map(|n| format!(r#","x{n}":1"#)).collect();
+        for text in [&hidden, &manifest(&format!(r#"{many},"enabled":false,"en\u0061bled":true"#))] {
+            let proposed = propose(text, None, &"a".parse().unwrap(), false);
+            assert!(
+                proposed.text.is_none()
+                    && proposed.problems.iter().any(|p| p.code == "duplicate_field" && p.is_error())
+            );
+        }
+        // With the handler alone, a person's own file is proposed again.
+        let twice = manifest(r#","version":"1","version":"2""#);
+        assert!(judged(&twice, Some(&twice)).0.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_with_the_rest() {
+        let (written, told) = judged(&manifest(r#","timeoutMs":0"#), Some(r#"{"secretHash": "#));
+        assert_eq!(written, None);
+        let codes: Vec<&str> = told.iter().map(|(code, _)| code.as_str()).collect();
+        assert_eq!(codes, ["broken_file", "invalid_field"]);
+        // Layout takes room.
+        let (written, told) = judged(&manifest(&format!(r#","x":[{}0]"#, "0,".repeat(100_000))), None);
+        assert_eq!((written, told.last().unwrap().0.as_str()), (None, "too_large"));
     }
 }

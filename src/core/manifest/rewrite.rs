@@ -35,7 +35,7 @@ pub enum RewriteError {
 
 impl RewriteError {
     #[allow(clippy::needless_pass_by_value, reason = "it stands where an error is turned into another")]
-    pub(super) fn invalid(error: serde_json::Error) -> Self {
+    fn invalid(error: serde_json::Error) -> Self {
         Self::InvalidJson(error.to_string())
     }
 }
@@ -100,16 +100,16 @@ pub fn rotate_webhook(text: &str, secret_hash: &str) -> Result<String, RewriteEr
     document.finish()
 }
 
-/// Gives the webhook trigger that has no id these fields, in place of `pending`; those that it has stay.
+/// Gives the webhook trigger these fields, in place of `pending`; those that it has stay.
 ///
 /// # Errors
-/// [`RewriteError::NoPendingWebhook`]; as [`set_enabled`].
+/// [`RewriteError::NoPendingWebhook`] when there is no webhook; as [`set_enabled`].
 pub(super) fn keep_credentials<'n>(
     text: &str,
     kept: impl Iterator<Item = (&'n str, serde_json::Value)>,
 ) -> Result<String, RewriteError> {
     let mut document = Document::read(text)?;
-    let webhook = document.webhook(|entry| entry.get("id").is_none()).ok_or(RewriteError::NoPendingWebhook)?;
+    let webhook = document.webhook(|_| true).ok_or(RewriteError::NoPendingWebhook)?;
     webhook.0.retain(|field| field.name != "pending");
     for (name, value) in kept {
         if webhook.get(name).is_none() {

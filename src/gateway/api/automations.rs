@@ -216,14 +216,13 @@ impl Api {
                 let detail = format!("{handle}: byte {} of its manifest is not UTF-8", source.valid_up_to());
                 ProblemDocument::new(StatusCode::CONFLICT, error.code(), detail).with_hint(hint)
             }
-            EditError::Rewrite { .. } | EditError::Changed { .. } => {
+            EditError::Rewrite { .. } | EditError::Changed { .. } | EditError::Busy { .. } => {
                 ProblemDocument::new(StatusCode::CONFLICT, error.code(), error.to_string()).with_hint(hint)
             }
             EditError::Write { path, source } => {
                 tracing::error!("{error}");
                 let detail = format!("{path} cannot be written: {}", source.kind());
-                ProblemDocument::unavailable("not_writable", detail)
-                    .with_hint(Some("let the user that runs dirigent write the file and its folder".to_owned()))
+                ProblemDocument::unavailable("not_writable", detail).with_hint(hint)
             }
             EditError::Refused { problems, .. } => {
                 ProblemDocument::bad_request(error.code(), error.to_string()).with("problems", json!(problems))

@@ -6,15 +6,19 @@ use serde_json::{Value, json};
 
 use super::arguments::{ListAutomations, ManifestArgument, ReadAutomation, ValidateManifest, WriteAutomation};
 use super::arguments::{bad_arguments, handle};
-use super::{Builder, ToolReply, shown};
-use crate::core::manifest;
-use crate::edit::{self, EditError, Files};
+use super::fitting::{Room, cut};
+use super::{Builder, SHOWN_PROBLEMS, ToolReply, VALUE_BYTES, shown};
+use crate::core::manifest::{self, MAX_HANDLER_BYTES};
+use crate::edit::{self, EditError, Files, Proposal};
 use crate::fire::{Handle, Problem};
 use crate::gateway::problem::ProblemDocument;
 use crate::handler_check::Contract;
 use crate::inspect::{Subject, inspect};
 
-const DEFAULT_AUTOMATIONS: u32 = 100;
+const DEFAULT_AUTOMATIONS: usize = 100;
+const MAX_AUTOMATIONS: usize = 500;
+/// Problems and triggers of each automation that a list shows; read_automation shows all.
+const SHOWN_OF_EACH: usize = 8;
 /// The handle of a draft that has none yet.
 const NAMELESS: &str = "draft/draft";
 
@@ -22,7 +26,10 @@ impl Builder {
     pub(super) async fn list_automations(&self, given: ListAutomations) -> ToolReply {
         let (parts, problems) = self.api.overview(None, |views| views).await?;
         let after = given.cursor.as_deref().map(handle).transpose()?;
-        let limit = usize::try_from(given.limit.unwrap_or(DEFAULT_AUTOMATIONS)).unwrap_or(usize::MAX);
+        let limit = given.limit.unwrap_or(DEFAULT_AUTOMATIONS);
+        if !(1..=MAX_AUTOMATIONS).contains(&limit) {
+            return Err(bad_arguments(format!("limit is {limit}; it must be from 1 to {MAX_AUTOMATIONS}")));
+        }
         let mut asked: Vec<_> = parts.into_iter().flatten().collect();
         asked.retain(|view| given.app.as_deref().is_none_or(|app| view.app_id.as_str() == app));
         asked.sort_by(|a, b| a.handle.cmp(&b.handle));
@@ -31,15 +38,24 @@ impl Builder {
         asked.truncate(limit);
         let next = asked.last().filter(|_| more).map(|view| view.handle.clone());
         let mut automations = shown(&asked)?;
+        let mut room = Room::of(VALUE_BYTES);
         for view in automations.as_array_mut().into_iter().flatten() {
             // A strip of marks is for people to look at, and the handle says the other two.
             for name in ["recent", "appId", "automationId"] {
                 view.as_object_mut().map(|view| view.shift_remove(name));
             }
+            room.fit_texts(view, &["name", "description"]);
+            room.fit_texts(&mut view["lastRun"], &["error", "summary"]);
+            for list in ["problems", "triggers"] {
+                cut(view, list, SHOWN_OF_EACH);
+            }
         }
         // Those of automations stand with them.
-        let others = problems.into_iter().filter(|problem| !of_an_automation(problem)).collect::<Vec<_>>();
-        let mut told = json!({ "automations": automations, "next": next, "problems": others });
+        let others = problems.into_iter().filter(|problem| {
+            !of_an_automation(problem) && given.app.as_deref().is_none_or(|app| of_app(problem, app))
+        });
+        let mut told = json!({ "automations": automations, "next": next, "problems": others.collect::<Vec<_>>() });
+        cut(&mut told, "problems", SHOWN_PROBLEMS);
         if !self.api.fires_by_itself() {
             told["note"] = json!("no daemon serves this root: nothing fires by itself until `dirigent serve` runs");
         }
@@ -49,26 +65,30 @@ impl Builder {
     pub(super) async fn read_automation(&self, given: ReadAutomation) -> ToolReply {
         let handle = handle(&given.handle)?;
         let mut told = shown(&self.api.automation(handle.clone()).await?)?;
-        let files = self.files(&handle).await?;
-        told["revision"] = json!(files.revision());
+        // Without one when a file cannot be read as text: the problems of the automation say why, and what can be
+        // shown is shown.
+        told["revision"] = Value::Null;
+        if let Ok(files) = self.files(&handle).await {
+            // The very texts that the revision is of.
+            told["revision"] = json!(files.revision());
+            told["manifest"] = json!(files.manifest);
+            told["handler"] = json!(files.handler);
+        }
         Ok(told)
     }
 
     pub(super) async fn validate_manifest(&self, given: ValidateManifest) -> ToolReply {
-        let proposed = Files { manifest: given.manifest.map(ManifestArgument::into_text), handler: given.handler };
-        if proposed == Files::default() {
+        let ValidateManifest { handle: named, manifest, handler, remove_webhook } = given;
+        let proposal = proposal(manifest, handler, remove_webhook);
+        if proposal.files == Files::default() {
             return Err(bad_arguments("there is nothing to check: give `manifest`, `handler` or both"));
         }
-        let (handle, standing) = match &given.handle {
-            Some(text) => {
-                let handle = handle(text)?;
-                let standing = self.files(&handle).await?;
-                (handle, standing)
-            }
-            None => (handle(NAMELESS)?, Files::default()),
-        };
-        let mut problems = self.judge(&handle, &proposed, &standing).await?;
-        if given.handle.is_none() {
+        let target = handle(named.as_deref().unwrap_or(NAMELESS))?;
+        let standing = if named.is_some() { self.files(&target).await? } else { Files::default() };
+        let mut problems = self.judge(&target, &proposal, &standing).await?;
+        if named.is_none() {
+            // The other half may be anywhere.
+            problems.retain(|problem| !matches!(&*problem.code, "no_manifest" | "missing_handler"));
             for path in problems.iter_mut().filter_map(|problem| problem.path.as_mut()) {
                 *path = path.rsplit('/').next().unwrap_or_default().to_owned();
             }
@@ -78,20 +98,22 @@ impl Builder {
     }
 
     pub(super) async fn write_automation(&self, given: WriteAutomation) -> ToolReply {
-        let handle = handle(&given.handle)?;
-        let proposed = Files { manifest: given.manifest.map(ManifestArgument::into_text), handler: given.handler };
-        if proposed == Files::default() {
+        let WriteAutomation { handle: named, manifest, handler, revision, remove_webhook } = given;
+        let handle = handle(&named)?;
+        let proposal = proposal(manifest, handler, remove_webhook);
+        if proposal.files == Files::default() {
             return Err(bad_arguments("there is nothing to write: give `manifest`, `handler` or both"));
         }
         let standing = self.files(&handle).await?;
         // What is judged is what is written: a change between the two is told.
-        let revision = given.revision.unwrap_or_else(|| standing.revision());
-        let problems = self.judge(&handle, &proposed, &standing).await?;
+        let revision = revision.unwrap_or_else(|| standing.revision());
+        let problems = self.judge(&handle, &proposal, &standing).await?;
         if problems.iter().any(Problem::is_error) {
             return Err(self.not_written(&handle, EditError::Refused { handle: handle.clone(), problems }).await);
         }
+        let proposal = Proposal { revision: Some(revision), ..proposal };
         let (app_dir, target) = (self.api.app_dir(&handle), handle.clone());
-        let writing = self.api.read(move || edit::write_proposed(&app_dir, &target, &proposed, Some(&revision)));
+        let writing = self.api.read(move || edit::write_proposed(&app_dir, &target, &proposal));
         let written = match writing.await? {
             Ok(written) => written,
             Err(error) => return Err(self.not_written(&handle, error).await),
@@ -122,28 +144,21 @@ impl Builder {
     async fn judge(
         &self,
         handle: &Handle,
-        proposed: &Files,
+        proposal: &Proposal,
         standing: &Files,
     ) -> Result<Vec<Problem>, ProblemDocument> {
         let folder = format!("{}/automations/{}", handle.app, handle.automation);
-        let files = standing.clone().with(proposed);
-        let mut problems = Vec::new();
+        let files = standing.clone().with(&proposal.files);
+        let mut problems = proposal.shortcomings(handle, standing);
         let mut owner = None;
         if let Some(text) = &files.manifest {
-            match manifest::propose(text, standing.manifest.as_deref(), &handle.app) {
-                Ok(judged) => {
-                    let in_path = |problem: Problem| problem.in_path(format!("{folder}/automation.json"));
-                    problems.extend(judged.problems.into_iter().map(in_path));
-                    let parsed = judged.text.and_then(|text| manifest::parse(text.as_bytes(), &handle.app).manifest);
-                    owner = parsed.map(|manifest| (handle.app.clone(), Arc::new(manifest)));
-                }
-                Err(source) => {
-                    let error = EditError::Rewrite { handle: handle.clone(), source };
-                    return Err(self.not_written(handle, error).await);
-                }
-            }
+            let judged = manifest::propose(text, standing.manifest.as_deref(), &handle.app, proposal.removes_webhook);
+            let in_path = |problem: Problem| problem.in_path(format!("{folder}/automation.json"));
+            problems.extend(judged.problems.into_iter().map(in_path));
+            let parsed = manifest::parse(text.as_bytes(), &handle.app).manifest;
+            owner = parsed.map(|manifest| (handle.app.clone(), Arc::new(manifest)));
         }
-        if let Some(text) = files.handler {
+        if let Some(text) = files.handler.filter(|text| text.len() <= MAX_HANDLER_BYTES) {
             let subject = Subject {
                 script_name: format!("{handle}/handler.js"),
                 bytes: text.into_bytes(),
@@ -162,9 +177,19 @@ impl Builder {
     }
 }
 
+fn proposal(manifest: Option<ManifestArgument>, handler: Option<String>, remove_webhook: Option<bool>) -> Proposal {
+    let files = Files { manifest: manifest.map(ManifestArgument::into_text), handler };
+    Proposal { files, revision: None, removes_webhook: remove_webhook.unwrap_or(false) }
+}
+
 /// Whether a problem stands in an automation's folder.
 fn of_an_automation(problem: &Problem) -> bool {
     problem.path.as_deref().is_some_and(|path| path.split('/').nth(1) == Some("automations"))
+}
+
+/// Whether a problem stands in an app's folder.
+fn of_app(problem: &Problem, app: &str) -> bool {
+    problem.path.as_deref().is_some_and(|path| path.split('/').next() == Some(app))
 }
 
 /// What a builder would do, or ask for, now.
