@@ -208,16 +208,19 @@ async fn builds_an_automation(way: Way) {
     let ended = client.call("run_automation", run).await.expect("a run");
     assert_eq!((&ended["status"], &ended["output"]), (&json!("ok"), &json!({ "count": 1 })), "{ended}");
 
-    let runs = client.call("list_runs", json!({ "automation": "shop/digest" })).await.expect("runs");
+    let as_text = json!({ "handle": "shop/digest", "input": "{\"limit\": 1}" });
+    let ended = client.call("run_automation", as_text).await.expect("a run");
+    assert_eq!(ended["output"], json!({ "count": 2 }), "a text that is an object is one: {ended}");
+    let runs = client.call("list_runs", json!({ "handle": "shop/digest" })).await.expect("runs");
     let states: Vec<&Value> = runs["runs"].as_array().expect("runs").iter().map(|run| &run["status"]).collect();
-    assert_eq!(states, ["ok", "error", "ok"]);
+    assert_eq!(states, ["ok", "ok", "error", "ok"]);
     let failed = json!({ "automation": "shop/digest", "status": ["error"], "limit": 1 });
     assert_eq!(client.call("list_runs", failed).await.expect("runs")["runs"].as_array().map(Vec::len), Some(1));
     let listed = client.call("list_automations", json!({ "app": "shop" })).await.expect("a list");
     let view = &listed["automations"][0];
     assert_eq!(
         (&view["handle"], &view["state"], &view["counts"]["total"]),
-        (&json!("shop/digest"), &json!("disabled"), &json!(3))
+        (&json!("shop/digest"), &json!("disabled"), &json!(4))
     );
     assert_eq!(view["triggers"], json!([{ "kind": "webhook", "id": null, "pending": true, "open": false }]));
     assert_eq!(listed.get("note").is_some(), way == Way::Alone, "{listed}");

@@ -72,12 +72,24 @@ pub fn propose(text: &str, standing: Option<&str>, app: &AppId, removes_webhook:
 
     let says = root.get("enabled").is_some();
     let was_enabled = standing.as_ref().and_then(|(_, text)| parse(text.as_bytes(), app).manifest);
-    let enabled = was_enabled.is_some_and(|standing| standing.enabled) && (manifest.enabled || !says);
-    if says && manifest.enabled && !enabled {
-        let message = "enabled is true, but it is written as false: a person enables an automation";
-        let problem = Problem::warning("not_enabled", "enabled", message).with_hint("ask for `dirigent enable`");
+    let was_enabled = was_enabled.is_some_and(|standing| standing.enabled);
+    let enabled = was_enabled && (manifest.enabled || !says);
+    let switch = match (manifest.enabled, was_enabled) {
+        (true, false) if says => Some((
+            "not_enabled",
+            "enabled is true, but it is written as false: a person enables an automation",
+            "ask for `dirigent enable`",
+        )),
+        (false, true) => Some((
+            "switched_off",
+            "the automation is enabled, and this switches it off: only a person can enable it again",
+            "leave `enabled` out, and it stays as it is",
+        )),
+        _ => None,
+    };
+    if let Some((code, message, hint)) = switch {
         let (line, column) = root.get("enabled").map_or((1, 1), |node| line_column(text, node.span.start));
-        problems.push(problem.at(line, column));
+        problems.push(Problem::warning(code, "enabled", message).with_hint(hint).at(line, column));
     }
     let kept = route.filter(|_| webhooks(&root).next().is_some());
     let written = match with_kept(text, enabled, kept) {
@@ -192,7 +204,7 @@ mod tests {
             (&bare, Some(&off), false, false),
             (&bare, Some(&on), true, false),
             (&bare, Some(&bare), true, false),
-            (&off, Some(&on), false, false),
+            (&off, Some(&on), false, true),
             (&on, Some(&on), true, false),
             // What is not valid does not fire, whatever it says.
             (&on, Some(&r#"{"enabled":true}"#.to_owned()), false, true),

@@ -157,12 +157,30 @@ pub struct WriteAutomation {
 pub struct RunAutomation {
     /// `<app>/<id>`
     pub handle: String,
-    /// What the handler gets as `input`: any JSON.
+    /// What the handler gets as `input`: any JSON. A text that is a JSON object or list is taken as that.
     #[serde(default, deserialize_with = "given")]
+    #[schemars(schema_with = "any_json")]
     pub input: Option<Value>,
     /// How long to wait for its end; 30 when it is left out. Many clients give up after a minute, which cancels the run.
     #[schemars(range(min = 0, max = 300))]
     pub wait_seconds: Option<f64>,
+}
+
+/// In so many words: what has no type, some clients send as text.
+fn any_json(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["object", "array", "string", "number", "boolean", "null"] })
+}
+
+impl RunAutomation {
+    /// JSON text.
+    pub fn input_json(&self) -> Option<String> {
+        match self.input.as_ref()? {
+            Value::String(text) if matches!(serde_json::from_str(text), Ok(Value::Object(_) | Value::Array(_))) => {
+                Some(text.clone())
+            }
+            value => Some(value.to_string()),
+        }
+    }
 }
 
 /// A `null` that was given is a value, unlike an input that was not.
@@ -186,7 +204,8 @@ pub struct GetRun {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListRuns {
     /// `<app>/<id>`: of this automation only.
-    pub automation: Option<String>,
+    #[serde(alias = "automation")]
+    pub handle: Option<String>,
     /// Of this app only.
     pub app: Option<String>,
     /// With one of these: queued, running, ok, error, cancelled, skipped.

@@ -24,8 +24,7 @@ impl Builder {
         if !(0.0..=MAX_WAIT_S).contains(&wait) {
             return Err(bad_arguments(format!("waitSeconds is {wait}; it must be from 0 to {MAX_WAIT_S}")));
         }
-        let input_json = given.input.map(|input| input.to_string());
-        let started = self.api.run_now(&handle, input_json).await?;
+        let started = self.api.run_now(&handle, given.input_json()).await?;
         let run = started.run_id().clone();
         let so_far = pin!(started.so_far(Duration::from_secs_f64(wait)));
         tokio::select! {
@@ -75,10 +74,10 @@ impl Builder {
     }
 
     pub(super) async fn list_runs(&self, given: ListRuns) -> ToolReply {
-        let ListRuns { automation, app, status, origin, since, parent, limit, cursor } = given;
+        let ListRuns { handle, app, status, origin, since, parent, limit, cursor } = given;
         let limit = limit.unwrap_or(DEFAULT_RUNS).to_string();
         let pairs = [
-            ("automation", automation),
+            ("automation", handle),
             ("app", app),
             ("status", status.map(|statuses| statuses.join(","))),
             ("origin", origin),
