@@ -21,6 +21,7 @@ mod http;
 mod lines;
 mod offer;
 mod pace;
+mod post;
 mod process;
 mod result;
 mod secrets;
@@ -38,7 +39,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use self::connection::Setup;
+use self::connection::{Failed, Setup};
 use self::file::{FILE, Spec};
 use self::server::Server;
 use self::strays::Owner;
@@ -195,7 +196,13 @@ impl Mcp {
         let call = async {
             let server = self.server(server).await?;
             let lease = self.lease(&server).await?;
-            lease.connection.call(tool, arguments, log).await
+            match lease.connection.call(tool, arguments.clone(), Arc::clone(&log)).await {
+                Err(Failed::Session(_)) => {}
+                answer => return answer.map_err(CallError::from),
+            }
+            // Once: a server that forgets this one, too, is not asked for ever.
+            let lease = self.lease(&server).await?;
+            lease.connection.call(tool, arguments, log).await.map_err(CallError::from)
         };
         timeout(limit, call).await.unwrap_or_else(|_| {
             let limit = limit.as_secs_f64();
@@ -219,8 +226,13 @@ impl Mcp {
     async fn offer(&self, name: String, patience: Duration) -> ServerTools {
         let asked = async {
             let server = self.server(&name).await?;
-            let lease = self.lease(&server).await?;
-            let tools = lease.connection.tools().await?;
+            let mut lease = self.lease(&server).await?;
+            let mut tools = lease.connection.tools().await;
+            if let Err(Failed::Session(_)) = tools {
+                lease = self.lease(&server).await?;
+                tools = lease.connection.tools().await;
+            }
+            let tools = tools?;
             let mut values: Vec<Value> = tools.iter().filter_map(|tool| serde_json::to_value(tool).ok()).collect();
             values.iter_mut().for_each(|tool| lease.connection.redactor().value(tool));
             Ok(values)
