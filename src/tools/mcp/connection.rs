@@ -28,7 +28,7 @@ use super::process::{self, INHERITED, LastWords, Process, Program};
 use super::result::value_of;
 use super::secrets::{self, Expanded, Redactor};
 use super::strays::Owner;
-use super::watched::{RunLog, Watch, Watched};
+use super::watched::{RunLog, Watch, Watched, on_one_line};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
 use crate::core::shortened::shortened;
 use crate::fire::CallError;
@@ -464,7 +464,7 @@ async fn keep(
     if asked_to {
         tracing::debug!(server = name, "stopped");
     } else {
-        tracing::warn!(server = name, "{}", reason.escape_debug());
+        tracing::warn!(server = name, "{}", on_one_line(&reason));
     }
     ended.send_replace(Some(reason));
 }
