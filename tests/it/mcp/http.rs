@@ -409,7 +409,7 @@ async fn the_api_lists_what_the_servers_offer() {
     let base = server.listen().await;
     let entry = json!({"url": format!("{base}/mcp"), "headers": {"X-Api-Key": SECRET}});
     let root = root_with(&json!({
-        "one": entry, "broken": {"command": "/no/such/program"}, "half": {}, "unset": {"command": "x", "env": {"K": "${NO_SUCH_VARIABLE}"}},
+        "one": entry, "broken": {"command": "/no/such/program"}, "half": {}, "off": {"command": "x", "disabled": true, "odd": 1}, "unset": {"command": "x", "env": {"K": "${NO_SUCH_VARIABLE}"}},
     }));
     let daemon = root.daemon().await;
     let (admin, _) = Admin::in_process(&daemon, "127.0.0.1").await;
@@ -425,14 +425,54 @@ async fn the_api_lists_what_the_servers_offer() {
         [
             ("broken", Some("mcp_failed")),
             ("half", Some("mcp_not_configured")),
+            ("off", Some("mcp_not_configured")),
             ("one", None),
             ("unset", Some("mcp_not_configured"))
         ]
     );
-    let tools = servers[2]["tools"].as_array().expect("tools");
+    let message = servers[2]["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("\"off\" is disabled"), "{message}");
+    let tools = servers[3]["tools"].as_array().expect("tools");
     assert_eq!((tools.len(), &tools[0]["name"]), (TOOLS.len(), &json!("fine")));
     assert_eq!(tools[0]["description"], "[redacted]");
     assert_eq!(server.methods().iter().filter(|method| *method == "initialize").count(), 1);
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_tried_is_told_each_time_and_where_nobody_listens_is_named() {
+    let server = Server::default();
+    let url = format!("{}/mcp", server.listen().await);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let free = free.expect("an address").to_string();
+    let root = root_with(&json!({
+        "one": {"url": url, "headers": {"X-Key": "${NO_SUCH_VARIABLE}"}},
+        "two": {"url": format!("http://{free}/mcp"), "headrs": {}},
+        "gone": {"url": url, "disabled": true},
+    }));
+    let daemon = root.daemon().await;
+    for _ in 0..6 {
+        let result = one(&daemon, "one.fine").await;
+        assert_eq!(result["code"], "mcp_not_configured", "{result}");
+        let message = result["message"].as_str().expect("a message");
+        assert!(message.contains("NO_SUCH_VARIABLE is not set") && !message.contains("next try"), "{message}");
+    }
+    let results = call(&daemon, json!([["two.fine"], ["gone.fine"], ["onne.fine"], ["other.fine"]])).await;
+    for (at, code, told) in [
+        (0, "mcp_failed", format!("it could not be reached at {free}: ")),
+        (1, "mcp_not_configured", "\"gone\" is disabled".to_owned()),
+        (2, "tool_not_allowed", "mcp.json has no MCP server \"onne\"; did you mean \"one.fine\"?".to_owned()),
+        (3, "tool_not_allowed", "name it in the manifest's `requires.tools`".to_owned()),
+    ] {
+        assert_eq!(results[at]["code"], code, "{results:?}");
+        assert!(results[at]["message"].as_str().expect("a message").contains(&told), "{told}: {}", results[at]);
+    }
+    assert!(server.methods().is_empty());
+    let (admin, _) = Admin::in_process(&daemon, "127.0.0.1").await;
+    let (_, catalog) = admin.get("/v1/tools").await;
+    let problems = catalog["problems"].as_array().expect("a list");
+    let told = problems.iter().find(|problem| problem["field"] == "mcpServers.two.headrs").expect("a warning");
+    assert_eq!((&told["severity"], &told["hint"]), (&json!("warning"), &json!("did you mean \"headers\"?")), "{told}");
     daemon.stop(Duration::ZERO).await;
 }
 
