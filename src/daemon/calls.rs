@@ -188,7 +188,18 @@ impl Caller {
             return Err(invalid("tool arguments must be a JSON object".to_owned()));
         }
         let access = Access { own_app: &self.handle.app, apps: &self.manifest.apps, requires: &self.manifest.requires };
-        tools::check_access(&route, &args, &access)?;
+        if let Err(mut error) = tools::check_access(&route, &args, &access) {
+            // What is misspelled is not to be allowed, but to be spelled.
+            if let Route::Mcp { server, tool } = &route
+                && let Some(near) = self.services.mcp.meant(server).await
+            {
+                error.message = format!(
+                    "tool \"{server}.{tool}\" is not allowed, and mcp.json has no MCP server {server:?}; did you mean \
+                     \"{near}.{tool}\"?"
+                );
+            }
+            return Err(error);
+        }
         match route {
             Route::Builtin(Builtin::Describe) => {
                 let mut visible = vec![self.handle.app.clone()];

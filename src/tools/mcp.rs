@@ -21,6 +21,7 @@ mod http;
 mod lines;
 mod offer;
 mod pace;
+mod post;
 mod process;
 mod result;
 mod secrets;
@@ -38,11 +39,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use self::connection::Setup;
-use self::file::{FILE, Spec};
+use self::connection::{Failed, Setup};
+use self::file::{FILE, Servers, Spec, Unusable};
 use self::server::Server;
 use self::strays::Owner;
 pub use self::watched::RunLog;
+use crate::core::near_name::nearest;
 use crate::fire::{CallError, Problem};
 use crate::tools::no_such_server;
 
@@ -52,7 +54,7 @@ pub const MCP_TOOL_ERROR: &str = "mcp_tool_error";
 pub const MCP_FAILED: &str = "mcp_failed";
 /// The call took longer than it may.
 pub const MCP_TIMEOUT: &str = "mcp_timeout";
-/// The server's entry in mcp.json is wrong, or names a variable that is not set.
+/// The server's entry in mcp.json is wrong, disabled, or names a variable that is not set.
 pub const MCP_NOT_CONFIGURED: &str = "mcp_not_configured";
 
 /// While a server is up, its entry is looked at again at least this often.
@@ -118,7 +120,7 @@ pub struct ServerTools {
 pub fn file_problems(root: &Path) -> Vec<Problem> {
     match file::read(&root.join(FILE)).map(|bytes| bytes.map(|bytes| file::parse(&bytes))) {
         Ok(None) => Vec::new(),
-        Ok(Some(Ok(entries))) => entries.into_values().filter_map(Result::err).collect(),
+        Ok(Some(Ok(servers))) => servers.into_problems(),
         Ok(Some(Err(problem))) | Err(problem) => vec![*problem],
     }
 }
@@ -149,7 +151,9 @@ struct Known {
     problem: Option<Problem>,
     /// Why the file as it is now cannot be read.
     unreadable: Option<Problem>,
-    servers: BTreeMap<String, Result<Arc<Server>, Problem>>,
+    servers: BTreeMap<String, Result<Arc<Server>, Unusable>>,
+    /// What in the file has no effect.
+    warnings: Vec<Problem>,
 }
 
 impl Drop for Inner {
@@ -195,7 +199,13 @@ impl Mcp {
         let call = async {
             let server = self.server(server).await?;
             let lease = self.lease(&server).await?;
-            lease.connection.call(tool, arguments, log).await
+            match lease.connection.call(tool, arguments.clone(), Arc::clone(&log)).await {
+                Err(Failed::Session(_)) => {}
+                answer => return answer.map_err(CallError::from),
+            }
+            // Once: a server that forgets this one, too, is not asked for ever.
+            let lease = self.lease(&server).await?;
+            lease.connection.call(tool, arguments, log).await.map_err(CallError::from)
         };
         timeout(limit, call).await.unwrap_or_else(|_| {
             let limit = limit.as_secs_f64();
@@ -219,8 +229,13 @@ impl Mcp {
     async fn offer(&self, name: String, patience: Duration) -> ServerTools {
         let asked = async {
             let server = self.server(&name).await?;
-            let lease = self.lease(&server).await?;
-            let tools = lease.connection.tools().await?;
+            let mut lease = self.lease(&server).await?;
+            let mut tools = lease.connection.tools().await;
+            if let Err(Failed::Session(_)) = tools {
+                lease = self.lease(&server).await?;
+                tools = lease.connection.tools().await;
+            }
+            let tools = tools?;
             let mut values: Vec<Value> = tools.iter().filter_map(|tool| serde_json::to_value(tool).ok()).collect();
             values.iter_mut().for_each(|tool| lease.connection.redactor().value(tool));
             Ok(values)
@@ -246,12 +261,14 @@ impl Mcp {
         self.inner.refresh().await;
         let known = self.inner.known();
         let unusable = known.servers.iter().filter_map(|(name, server)| match server {
-            Err(problem) => Some(problem.clone()),
+            Err(Unusable::Wrong(problem)) => Some(problem.clone()),
+            Err(Unusable::Disabled) => None,
             Ok(server) => server.setup.check().err().map(|error| {
                 Problem::warning(MCP_NOT_CONFIGURED, &format!("mcpServers.{name}"), error.message).in_path(FILE)
             }),
         });
-        known.unreadable.iter().chain(&known.problem).cloned().chain(unusable).collect()
+        let of_file = known.unreadable.iter().chain(&known.problem).cloned();
+        of_file.chain(unusable).chain(known.warnings.iter().cloned()).collect()
     }
 
     /// Ends the processes of servers that a daemon of this root left when it was killed.
@@ -274,8 +291,12 @@ impl Mcp {
         let known = self.inner.known();
         match known.servers.get(name) {
             Some(Ok(server)) => Ok(Arc::clone(server)),
-            Some(Err(problem)) => {
+            Some(Err(Unusable::Wrong(problem))) => {
                 Err(CallError::new(MCP_NOT_CONFIGURED, format!("MCP server {name:?} cannot be used: {problem}")))
+            }
+            Some(Err(Unusable::Disabled)) => {
+                let message = format!("MCP server {name:?} is disabled; take `disabled` out of its entry in mcp.json");
+                Err(CallError::new(MCP_NOT_CONFIGURED, message))
             }
             None => {
                 let names: Vec<&str> = known.servers.keys().map(String::as_str).collect();
@@ -286,6 +307,14 @@ impl Mcp {
                 Err(error)
             }
         }
+    }
+
+    /// The server of mcp.json that is most likely meant by a name that it does not have; `None` for one that it has.
+    pub async fn meant(&self, name: &str) -> Option<String> {
+        self.inner.refresh().await;
+        let known = self.inner.known();
+        let names: Vec<&str> = known.servers.keys().map(String::as_str).collect();
+        if names.contains(&name) { None } else { nearest(name, &names).map(str::to_owned) }
     }
 
     async fn lease(&self, server: &Arc<Server>) -> Result<server::Lease, CallError> {
@@ -334,9 +363,9 @@ impl Inner {
         if known.bytes == bytes {
             return;
         }
-        let entries = match bytes.as_deref().map(file::parse) {
-            None => BTreeMap::new(),
-            Some(Ok(entries)) => entries,
+        let Servers { entries, warnings } = match bytes.as_deref().map(file::parse) {
+            None => Servers::default(),
+            Some(Ok(servers)) => servers,
             Some(Err(problem)) => {
                 tracing::warn!("{problem}; the servers stay as they were");
                 known.bytes = bytes;
@@ -346,6 +375,7 @@ impl Inner {
         };
         known.bytes = bytes;
         known.problem = None;
+        known.warnings = warnings;
         let mut before = std::mem::take(&mut known.servers);
         for (name, entry) in entries {
             let server = entry.map(|spec| match before.remove(&name) {

@@ -21,14 +21,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::file::Spec;
-use super::http::{self, HttpError, NoTransport, is_about_one_request};
+use super::http::{self, HttpError, Means, NoTransport};
 use super::lines::Lines;
 use super::offer::Offer;
 use super::process::{self, INHERITED, LastWords, Process, Program};
 use super::result::value_of;
 use super::secrets::{self, Expanded, Redactor};
 use super::strays::Owner;
-use super::watched::{RunLog, Watch, Watched};
+use super::watched::{RunLog, Watch, Watched, on_one_line};
 use super::{Env, MCP_FAILED, MCP_NOT_CONFIGURED};
 use crate::core::shortened::shortened;
 use crate::fire::CallError;
@@ -125,6 +125,27 @@ enum NotUp {
 impl From<CallError> for NotUp {
     fn from(error: CallError) -> Self {
         Self::Failed(error)
+    }
+}
+
+/// Why what was asked has no answer.
+pub enum Failed {
+    /// The session is gone, and the server has done nothing: a new connection may be asked the same.
+    Session(CallError),
+    Other(CallError),
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Failed> for CallError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Session(error) | Failed::Other(error) => error,
+        }
     }
 }
 
@@ -288,7 +309,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`UNKNOWN_TOOL`]; [`super::MCP_TOOL_ERROR`] for a result that is an error; [`MCP_FAILED`] when there is no result.
-    pub async fn call(&self, tool: &str, arguments: JsonObject, log: RunLog) -> Result<String, CallError> {
+    pub async fn call(&self, tool: &str, arguments: JsonObject, log: RunLog) -> Result<String, Failed> {
         self.check_name(tool).await?;
         let attended = self.watch.attend(tool, log);
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
@@ -308,12 +329,15 @@ impl Connection {
         drop(attended);
         let what = || format!("{}.{tool}", self.name);
         match answer {
-            Ok(ServerResult::CallToolResult(result)) => value_of(result, &self.watch.redactor),
-            Ok(ServerResult::InputRequiredResult(_)) => Err(CallError::new(
-                MCP_FAILED,
-                format!("{}: the tool asks for input that only a person can give", what()),
-            )),
-            Ok(_) => Err(CallError::new(MCP_FAILED, format!("{}: the server answered with what is no result", what()))),
+            Ok(ServerResult::CallToolResult(result)) => Ok(value_of(result, &self.watch.redactor)?),
+            Ok(ServerResult::InputRequiredResult(_)) => {
+                let message = format!("{}: the tool asks for input that only a person can give", what());
+                Err(CallError::new(MCP_FAILED, message).into())
+            }
+            Ok(_) => {
+                let message = format!("{}: the server answered with what is no result", what());
+                Err(CallError::new(MCP_FAILED, message).into())
+            }
             Err(error) => Err(self.explained(&what(), error).await),
         }
     }
@@ -322,7 +346,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`MCP_FAILED`] when it does not tell.
-    pub async fn tools(&self) -> Result<Arc<Vec<Tool>>, CallError> {
+    pub async fn tools(&self) -> Result<Arc<Vec<Tool>>, Failed> {
         match self.offer.tools(&self.peer, &self.watch).await {
             Ok(tools) => Ok(tools),
             Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
@@ -330,22 +354,25 @@ impl Connection {
     }
 
     /// A name that the server does not have is not sent to it.
-    async fn check_name(&self, tool: &str) -> Result<(), CallError> {
+    async fn check_name(&self, tool: &str) -> Result<(), Failed> {
         match self.offer.look_for(tool, &self.peer, &self.watch).await {
-            Ok(found) => found.map_err(|told| CallError::new(UNKNOWN_TOOL, told)),
+            Ok(found) => found.map_err(|told| CallError::new(UNKNOWN_TOOL, told).into()),
             Err(error) => Err(self.explained(&format!("{}: tools/list", self.name), error).await),
         }
     }
 
     /// An error in words; after one of the connection, the next call has a new one.
-    async fn explained(&self, what: &str, error: ServiceError) -> CallError {
+    async fn explained(&self, what: &str, error: ServiceError) -> Failed {
+        let mut is_session = false;
         let why = match error {
             ServiceError::McpError(error) => error.message.into_owned(),
             ServiceError::TransportSend(error) => {
                 match error.error.downcast_ref::<HttpError>() {
                     Some(refusal) => {
-                        // Of one request: others may be on their way.
-                        if !is_about_one_request(refusal) {
+                        let means = http::means(refusal);
+                        is_session = matches!(means, Means::Gone);
+                        // Others may be on their way.
+                        if !matches!(means, Means::Nothing) {
                             self.give_way();
                         }
                         http::explain(refusal, &self.watch.redactor)
@@ -367,7 +394,8 @@ impl Connection {
             other => other.to_string(),
         };
         let why = shortened(&self.watch.redactor.text(&why), MAX_REASON_CHARS);
-        CallError::new(MCP_FAILED, format!("{what}: {why}"))
+        let error = CallError::new(MCP_FAILED, format!("{what}: {why}"));
+        if is_session { Failed::Session(error) } else { Failed::Other(error) }
     }
 
     pub fn redactor(&self) -> &Redactor {
@@ -436,7 +464,7 @@ async fn keep(
     if asked_to {
         tracing::debug!(server = name, "stopped");
     } else {
-        tracing::warn!(server = name, "{}", reason.escape_debug());
+        tracing::warn!(server = name, "{}", on_one_line(&reason));
     }
     ended.send_replace(Some(reason));
 }

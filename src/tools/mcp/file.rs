@@ -1,8 +1,9 @@
 //! `<root>/mcp.json`: which MCP servers there are, in the shape that other MCP hosts use.
 //!
-//! `{"mcpServers": {"<name>": {"command", "args"?, "env"?} | {"url", "headers"?}}}`. Keys that nobody here knows are
-//! other hosts' and are passed over. A file that cannot be read as a whole is one problem, and says nothing about its
-//! servers; an entry that is wrong is its own problem, and only that server cannot be used.
+//! `{"mcpServers": {"<name>": {"command", "args"?, "env"?, "disabled"?} | {"url", "headers"?, "disabled"?}}}`, with a
+//! `type` that need not be there. Keys of an entry that nobody here knows are other hosts' and are passed over with a
+//! warning. A file that cannot be read as a whole is one problem, and says nothing about its servers; an entry that is
+//! wrong is its own problem, and only that server cannot be used.
 //!
 //! Values of `env` and `headers` are kept as they are written, references and all: see [`super::secrets`]. A mistake
 //! here starts a program, or calls a host, that nobody named.
@@ -12,6 +13,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
 use std::path::Path as FilePath;
 
+use serde_json::Value;
 use url::Url;
 
 use crate::core::manifest::json_tree::Node;
@@ -34,8 +36,36 @@ pub enum Spec {
     Http { url: Url, headers: BTreeMap<String, String> },
 }
 
-/// The servers by name; one that cannot be used has its problem instead.
-pub type Entries = BTreeMap<String, Result<Spec, Problem>>;
+/// Why an entry is no server.
+#[derive(Clone)]
+pub enum Unusable {
+    Wrong(Problem),
+    /// By its own `"disabled": true`.
+    Disabled,
+}
+
+/// What the file says.
+#[derive(Default)]
+pub struct Servers {
+    /// By name.
+    pub entries: BTreeMap<String, Result<Spec, Unusable>>,
+    /// What has no effect.
+    pub warnings: Vec<Problem>,
+}
+
+impl Servers {
+    /// What is wrong with the file.
+    pub fn into_problems(self) -> Vec<Problem> {
+        let wrong = self.entries.into_values().filter_map(|entry| match entry {
+            Err(Unusable::Wrong(problem)) => Some(problem),
+            Err(Unusable::Disabled) | Ok(_) => None,
+        });
+        wrong.chain(self.warnings).collect()
+    }
+}
+
+/// The fields of an entry.
+const FIELDS: &[&str] = &["args", "command", "disabled", "env", "headers", "type", "url"];
 
 /// The file's bytes; `None` when there is none. It may be a link, but not a pipe that nobody writes to.
 ///
@@ -74,7 +104,7 @@ pub fn read(path: &FilePath) -> Result<Option<Vec<u8>>, Box<Problem>> {
 ///
 /// # Errors
 /// The problem of a file that says nothing: no UTF-8, no JSON, or without `mcpServers`.
-pub fn parse(bytes: &[u8]) -> Result<Entries, Box<Problem>> {
+pub fn parse(bytes: &[u8]) -> Result<Servers, Box<Problem>> {
     let whole = |code: &str, message: String| Box::new(Problem::error(code, "", message).in_path(FILE).at(1, 1));
     let text = str::from_utf8(bytes)
         .map_err(|error| whole("not_utf8", format!("byte {} is not UTF-8", error.valid_up_to())))?;
@@ -96,19 +126,39 @@ pub fn parse(bytes: &[u8]) -> Result<Entries, Box<Problem>> {
         return Err(Box::new(first(report, text)));
     };
     // Of a name that stands there twice the last one counts, as for every JSON reader.
-    Ok(members.iter().map(|member| (member.key.clone(), entry(text, &member.key, &member.node))).collect())
+    let mut servers = Servers::default();
+    for member in members {
+        let entry = entry(text, &member.key, &member.node, &mut servers.warnings);
+        servers.entries.insert(member.key.clone(), entry);
+    }
+    Ok(servers)
 }
 
 fn first(report: Report, text: &str) -> Problem {
-    let mut problems = report.into_problems(text).into_iter();
+    let mut problems = report.into_problems(text).into_iter().filter(Problem::is_error);
     problems.next().unwrap_or_else(|| Problem::error("invalid_field", "", "it cannot be used")).in_path(FILE)
 }
 
-fn entry(text: &str, name: &str, node: &Node) -> Result<Spec, Problem> {
+fn entry(text: &str, name: &str, node: &Node, warnings: &mut Vec<Problem>) -> Result<Spec, Unusable> {
     let mut report = Report::default();
+    let at = Path::Root.key("mcpServers");
+    let at = at.key(name);
+    match node.get("disabled").map(|disabled| (disabled, disabled.scalar().and_then(Value::as_bool))) {
+        // Whatever else it says is of no account until it is enabled.
+        Some((_, Some(true))) => return Err(Unusable::Disabled),
+        Some((disabled, None)) => {
+            let rule = format!("must be true or false, not {}", kind_of(disabled));
+            report.error("invalid_field", &at.key("disabled"), disabled, rule);
+        }
+        Some((_, Some(false))) | None => {}
+    }
     match spec(&mut report, name, node) {
-        Some(spec) if !report.has_errors() => Ok(spec),
-        _ => Err(first(report, text)),
+        Some(spec) if !report.has_errors() => {
+            report.check_names(node, &at, FIELDS);
+            warnings.extend(report.into_problems(text).into_iter().map(|problem| problem.in_path(FILE)));
+            Ok(spec)
+        }
+        _ => Err(Unusable::Wrong(first(report, text))),
     }
 }
 
@@ -233,7 +283,8 @@ mod tests {
             "github": {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"T": "${T}"}, "disabled": false},
             "linear": {"type": "http", "url": "https://mcp.linear.app/mcp", "headers": {"Authorization": "Bearer ${K}"}}
         }}"#;
-        let entries = parse(text.as_bytes()).unwrap();
+        let Servers { entries, warnings } = parse(text.as_bytes()).unwrap();
+        assert_eq!(warnings, []);
         let Ok(Spec::Process { command, args, env }) = &entries["github"] else { panic!("no process") };
         assert_eq!(
             (command.as_str(), args.as_slice(), env["T"].as_str()),
@@ -273,15 +324,36 @@ mod tests {
             (r#""a": {"url": "ftp://h"}"#, "mcpServers.a.url"),
             (r#""a": {"url": "http://h", "headers": {"b d": "s3cret"}}"#, "mcpServers.a.headers"),
             (r#""a": {"type": "sse", "url": "http://h/sse"}"#, "mcpServers.a.type"),
+            (r#""a": {"command": "x", "disabled": "yes"}"#, "mcpServers.a.disabled"),
             (r#""a.b": {"command": "x"}"#, "mcpServers"),
         ] {
             let text = format!("{{\"mcpServers\": {{{entry}, \"good\": {{\"command\": \"x\"}}}}}}");
-            let entries = parse(text.as_bytes()).unwrap();
-            assert!(entries["good"].is_ok());
-            let problem = entries.values().find_map(|entry| entry.as_ref().err()).unwrap();
+            let servers = parse(text.as_bytes()).unwrap();
+            assert!(servers.entries["good"].is_ok());
+            let problems = servers.into_problems();
+            let problem = &problems[0];
             assert!(problem.field.starts_with(field) && problem.line == Some(1), "{entry}: {problem:?}");
             assert!(!problem.to_string().contains("s3cret"), "{problem}");
         }
+    }
+
+    #[test]
+    fn a_disabled_entry_is_no_server_and_no_problem() {
+        let text = br#"{"mcpServers": {"a": {"command": "x", "disabled": true}, "b": {"disabled": true}}}"#;
+        let servers = parse(text).unwrap();
+        assert!(servers.entries.values().all(|entry| matches!(entry, Err(Unusable::Disabled))));
+        assert_eq!(servers.into_problems(), []);
+    }
+
+    #[test]
+    fn a_field_that_nobody_reads_is_a_warning_with_the_near_name() {
+        let text = b"{\"mcpServers\": {\"a\": {\"command\": \"x\",\n\"disable\": true,\n\"cwd\": \"/\"}}}";
+        let servers = parse(text).unwrap();
+        assert!(servers.entries["a"].is_ok());
+        let told: Vec<_> = servers.into_problems().into_iter().map(|p| (p.field, p.line, p.hint)).collect();
+        let hint = Some("did you mean \"disabled\"?".to_owned());
+        assert_eq!(told[0], ("mcpServers.a.disable".to_owned(), Some(2), hint));
+        assert_eq!((told[1].0.as_str(), told[1].1, told.len()), ("mcpServers.a.cwd", Some(3), 2));
     }
 
     #[cfg(unix)]

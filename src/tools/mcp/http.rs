@@ -1,17 +1,17 @@
 //! Servers over streamable HTTP: how they are reached, and what their refusals mean.
 //!
 //! Headers hold secrets, so they go to the host that mcp.json names and to no other, whatever it answers. The protocol's
-//! transport is the SDK's, which bounds bodies that are JSON at 16 MiB.
+//! transport is the SDK's; how one message is sent is in [`super::post`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::time::Duration;
 
-use rmcp::transport::streamable_http_client::{
-    StreamableHttpClientTransport, StreamableHttpClientTransportConfig, StreamableHttpError,
-};
+use rmcp::transport::streamable_http_client::{StreamableHttpClientTransport, StreamableHttpClientTransportConfig};
 use url::Url;
 
+pub use super::post::HttpError;
+use super::post::{Client, Failure};
 use super::secrets::Redactor;
 use crate::core::shortened::shortened;
 
@@ -26,8 +26,6 @@ const SHOWN_CHARS: usize = 300;
 /// Remedies, to be put behind a reason.
 pub const SET_HEADERS: &str = "; set `headers` of the server in mcp.json";
 const SET_URL: &str = "; check `url` of the server in mcp.json";
-
-pub type HttpError = StreamableHttpError<reqwest::Error>;
 
 /// Why a server cannot even be asked.
 pub enum NoTransport {
@@ -44,7 +42,7 @@ pub fn transport(
     url: &Url,
     values: BTreeMap<String, String>,
     max_message: usize,
-) -> Result<StreamableHttpClientTransport<reqwest::Client>, NoTransport> {
+) -> Result<StreamableHttpClientTransport<Client>, NoTransport> {
     let mut headers = HashMap::new();
     for (name, value) in values {
         let parsed = http::HeaderName::from_bytes(name.as_bytes()).ok();
@@ -59,7 +57,7 @@ pub fn transport(
         .custom_headers(headers)
         .max_concurrent_requests(MAX_CONCURRENT)
         .max_sse_event_size(max_message);
-    Ok(StreamableHttpClientTransport::with_client(client, config))
+    Ok(StreamableHttpClientTransport::with_client(Client(client), config))
 }
 
 fn client() -> reqwest::Result<reqwest::Client> {
@@ -82,22 +80,55 @@ fn follow_at_home(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect:
     if keeps_method && is_home && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
 }
 
-/// True for an answer that says nothing about the session: the next request may do better in the same one.
-pub fn is_about_one_request(error: &HttpError) -> bool {
-    matches!(
-        error,
-        HttpError::HttpStatus(_)
-            | HttpError::ResponseBodyTooLarge { .. }
-            | HttpError::UnexpectedContentType(_)
-            | HttpError::AuthRequired(_)
-            | HttpError::InsufficientScope(_)
-    )
+/// What an error means for the session in which a request was made.
+pub enum Means {
+    /// Nothing: the next request may do better in the same one.
+    Nothing,
+    /// It may be gone.
+    MayBeGone,
+    /// It is gone, and the server has not done what it was asked.
+    Gone,
+}
+
+pub fn means(error: &HttpError) -> Means {
+    match error {
+        HttpError::Client(failure) if failure.is_of_session() => Means::Gone,
+        HttpError::Client(failure) if failure.may_be_of_session() => Means::MayBeGone,
+        HttpError::Client(Failure::Refused { .. } | Failure::NoAnswer(_))
+        | HttpError::HttpStatus(_)
+        | HttpError::ResponseBodyTooLarge { .. }
+        | HttpError::UnexpectedContentType(_)
+        | HttpError::AuthRequired(_)
+        | HttpError::InsufficientScope(_) => Means::Nothing,
+        _ => Means::MayBeGone,
+    }
 }
 
 /// In words, with what to do about it, and without a secret.
 pub fn explain(error: &(dyn Error + 'static), redactor: &Redactor) -> String {
     match error.downcast_ref::<HttpError>() {
-        Some(HttpError::Client(error)) => deepest(error),
+        Some(HttpError::Client(Failure::Refused { status, told, .. })) => {
+            let remedy = match status.as_u16() {
+                401 | 403 => SET_HEADERS,
+                404 | 405 => SET_URL,
+                300..=399 => {
+                    "; it points elsewhere, and nothing is sent there: set the final address as `url` of the server in \
+                     mcp.json"
+                }
+                _ => "",
+            };
+            let colon = if told.is_empty() { "" } else { ": " };
+            format!("it answered HTTP {status}{colon}{}{remedy}", shortened(&redactor.text(told), SHOWN_CHARS))
+        }
+        Some(HttpError::Client(Failure::Client(error))) => match error.url().filter(|_| error.is_connect()) {
+            Some(url) => {
+                let host = url.host_str().unwrap_or_default();
+                let port = url.port_or_known_default().map(|port| format!(":{port}")).unwrap_or_default();
+                format!("it could not be reached at {host}{port}: {}", deepest(error))
+            }
+            None => deepest(error),
+        },
+        Some(HttpError::Client(failure)) => failure.to_string(),
         Some(HttpError::AuthRequired(_)) => format!("it asks for authorization (HTTP 401){SET_HEADERS}"),
         Some(HttpError::InsufficientScope(_)) => format!("it does not allow that (HTTP 403){SET_HEADERS}"),
         Some(HttpError::HttpStatus(error)) => format!("it answered HTTP {}", error.status),
@@ -108,21 +139,8 @@ pub fn explain(error: &(dyn Error + 'static), redactor: &Redactor) -> String {
         Some(HttpError::UnexpectedContentType(None)) => {
             format!("it answered with what is not of this protocol{SET_URL}")
         }
-        Some(HttpError::UnexpectedServerResponse(told)) => {
-            let remedy = match told.strip_prefix("HTTP ").and_then(|told| told.get(..3)) {
-                Some("401" | "403") => SET_HEADERS,
-                Some("404" | "405") => SET_URL,
-                Some(status) if status.starts_with('3') => {
-                    "; it points elsewhere, and nothing is sent there: set the final address as `url` of the server in \
-                     mcp.json"
-                }
-                Some(_) => "",
-                // The SDK shows the beginning of it, which may be half a secret.
-                None => return "it answered with what is not of this protocol".to_owned(),
-            };
-            let told = redactor.text(told.trim_end_matches([':', ' ']));
-            format!("it answered {}{remedy}", shortened(&told, SHOWN_CHARS))
-        }
+        // The SDK shows the beginning of it, which may be half a secret.
+        Some(HttpError::UnexpectedServerResponse(_)) => "it answered with what is not of this protocol".to_owned(),
         _ => deepest(error),
     }
 }

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::pace::Pace;
 use super::secrets::Redactor;
 use super::strays;
+use super::watched::on_one_line;
 use crate::core::shortened::shortened;
 
 /// What a server gets of the daemon's environment.
@@ -239,7 +240,7 @@ async fn read_stderr(
                 if dropped > 0 {
                     tracing::info!(server, "{dropped} lines came too fast and are not shown");
                 }
-                tracing::info!(server, "{}", told.escape_debug());
+                tracing::info!(server, "{}", on_one_line(&told));
             }
         }
         if all_ended {

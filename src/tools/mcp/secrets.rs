@@ -7,13 +7,19 @@
 //! too, as it stands and as it is meant. What a server inherits anyway, such as `HOME`, is none, nor is text so
 //! short that a redaction would only garble other text.
 //!
+//! A secret is known as it stands, within JSON that is quoted as text once or twice, percent-encoded, and in base64; of
+//! one that has many lines, each line is a secret, too, unless it is short.
+//!
 //! Invariant: whatever comes from a server goes through its redactor before it reaches an isolate, a ledger, a log or a
-//! message. A server is free to encode a secret before it tells it; against that there is no remedy but not to give it
-//! one.
+//! message. A server is free to encode a secret in other ways before it tells it; against that there is no remedy but not
+//! to give it one.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
 use serde_json::Value;
 
 /// Stands where a secret stood.
@@ -21,6 +27,8 @@ const INSTEAD: &str = "[redacted]";
 /// Shorter text is no secret, and stands in other text by chance.
 const MIN_SECRET: usize = 4;
 const MIN_SECRET_DIGITS: usize = 6;
+/// Shorter lines of a secret that has many are no secret by themselves.
+const MIN_SECRET_LINE: usize = 8;
 /// A value that is written out, under a name that says nothing, is a secret only from this length on.
 const MIN_UNNAMED_SECRET: usize = 16;
 const SECRET_WORDS: &[&str] = &["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL", "AUTH", "COOKIE", "SESSION", "PAT"];
@@ -139,11 +147,45 @@ fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| word(c) && !c.is_ascii_digit()) && name.chars().all(word)
 }
 
+/// A secret as it stands, and as programs write it when they put it into something else.
+fn forms(secret: &str) -> Vec<String> {
+    // JSON quoted as text, and such a text quoted again.
+    let once = in_json(secret);
+    let mut forms = vec![in_json(&once), once, url::form_urlencoded::byte_serialize(secret.as_bytes()).collect()];
+    // What stays as it is differs from writer to writer; so does the case of the digits.
+    for kept in ["-._~", "-._~/", "-_.!~*'()"] {
+        forms.extend([true, false].map(|upper| percent_encoded(secret, kept, upper)));
+    }
+    forms.push(secret.to_owned());
+    forms
+}
+
+/// As a JSON text, without its quotes.
+fn in_json(text: &str) -> String {
+    let quoted = Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
+fn percent_encoded(text: &str, kept: &str, upper: bool) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        let c = char::from(byte);
+        if c.is_ascii_alphanumeric() || kept.contains(c) {
+            encoded.push(c);
+        } else if upper {
+            encoded.push_str(&format!("%{byte:02X}"));
+        } else {
+            encoded.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    encoded
+}
+
 /// Takes secrets out of text. No `Debug`: it holds them.
 #[derive(Clone, Default)]
 pub struct Redactor {
-    /// The longest first, so that none hides half of another.
-    secrets: Vec<String>,
+    /// Finds the longest, so that none hides half of another; `None` when there is no secret.
+    secrets: Option<AhoCorasick>,
 }
 
 impl Redactor {
@@ -155,32 +197,38 @@ impl Redactor {
             if secret.chars().count() < if digits { MIN_SECRET_DIGITS } else { MIN_SECRET } {
                 continue;
             }
-            // As it stands in JSON that is quoted as text.
-            let quoted = Value::from(secret.as_str()).to_string();
-            let quoted = quoted[1..quoted.len() - 1].to_owned();
-            if quoted != secret {
-                secrets.push(quoted);
+            for line in secret.lines().map(str::trim) {
+                // The frame of a key is everybody's.
+                let is_frame = line.starts_with("-----BEGIN ") || line.starts_with("-----END ");
+                if line != secret && !is_frame && line.chars().count() >= MIN_SECRET_LINE {
+                    secrets.extend(forms(line));
+                }
             }
-            secrets.push(secret);
+            secrets.extend([STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD].map(|base64| base64.encode(&secret)));
+            secrets.extend(forms(&secret));
         }
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets.sort();
         secrets.dedup();
-        Self { secrets }
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&secrets);
+        let finder = finder.expect("mcp.json and an environment hold far fewer than the 2^31 bytes that are too many");
+        Self { secrets: (!secrets.is_empty()).then_some(finder) }
     }
 
     pub fn text<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let mut text = Cow::Borrowed(text);
-        for secret in &self.secrets {
-            if text.contains(secret.as_str()) {
-                text = Cow::Owned(text.replace(secret.as_str(), INSTEAD));
-            }
-        }
-        text
+        let Some(secrets) = self.secrets.as_ref().filter(|secrets| secrets.is_match(text)) else {
+            return Cow::Borrowed(text);
+        };
+        let mut redacted = String::with_capacity(text.len());
+        secrets.replace_all_with(text, &mut redacted, |_, _, instead| {
+            instead.push_str(INSTEAD);
+            true
+        });
+        Cow::Owned(redacted)
     }
 
     /// As [`Self::text`], for all texts and names in a value.
     pub fn value(&self, value: &mut Value) {
-        if self.secrets.is_empty() {
+        if self.secrets.is_none() {
             return;
         }
         match value {
@@ -199,7 +247,7 @@ impl Redactor {
             }
             // A secret of digits alone is a secret as a number, too.
             Value::Number(number) => {
-                if self.secrets.contains(&number.to_string()) {
+                if self.text(&number.to_string()) == INSTEAD {
                     *value = Value::from(INSTEAD);
                 }
             }
@@ -222,6 +270,10 @@ mod tests {
             "SHORT" => "on".to_owned(),
             "PORT" => "3001".to_owned(),
             "EMPTY" => String::new(),
+            "PEM" => {
+                "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADAN+/Bg==\nkqhkiG9w0BAQ\nshort\n-----END PRIVATE KEY-----\n"
+                    .to_owned()
+            }
             _ => return None,
         })
     }
@@ -274,6 +326,41 @@ mod tests {
             let expanded = of(name, value).unwrap_or_else(|missing| panic!("{value}: {missing}"));
             assert_eq!(expanded.redactor.text(text), redacted, "{name}={value}");
         }
+    }
+
+    #[test]
+    fn secrets_are_known_in_other_forms() {
+        let quoted = |text: &str| Value::from(text).to_string();
+        let odd = "a\"b\\c";
+        let pem = env("PEM").unwrap();
+        let token = "to/ken+with ü=";
+        let redactor = Redactor::new(vec![odd.to_owned(), pem.clone(), token.to_owned()]);
+        for (text, redacted) in [
+            (odd.to_owned(), "[redacted]".to_owned()),
+            (quoted(odd), "\"[redacted]\"".to_owned()),
+            (quoted(&quoted(odd)), "\"\\\"[redacted]\\\"\"".to_owned()),
+            ("a%22b%5Cc, a%22b%5cc".to_owned(), "[redacted], [redacted]".to_owned()),
+            (pem.clone(), "[redacted]\n".to_owned()),
+            (quoted(&quoted(pem.trim())), "\"\\\"[redacted]\\\"\"".to_owned()),
+            ("MIIEvQIBADAN+/Bg==".to_owned(), "[redacted]".to_owned()),
+            ("  kqhkiG9w0BAQ\r".to_owned(), "  [redacted]\r".to_owned()),
+            ("MIIEvQIBADAN%2B%2FBg%3D%3D".to_owned(), "[redacted]".to_owned()),
+            (json!(pem.lines().collect::<Vec<_>>()).to_string(), {
+                let frame = |word| format!("-----{word} PRIVATE KEY-----");
+                json!([frame("BEGIN"), INSTEAD, INSTEAD, "short", frame("END")]).to_string()
+            }),
+            (format!("Basic {}", STANDARD.encode(token)), "Basic [redacted]".to_owned()),
+            (URL_SAFE_NO_PAD.encode(pem.trim()), "[redacted]".to_owned()),
+            // As encodeURIComponent, Python's quote and a form write it.
+            ("to%2Fken%2Bwith%20%C3%BC%3D".to_owned(), "[redacted]".to_owned()),
+            ("to/ken%2Bwith%20%C3%BC%3D".to_owned(), "[redacted]".to_owned()),
+            ("to%2Fken%2Bwith+%C3%BC%3D".to_owned(), "[redacted]".to_owned()),
+        ] {
+            assert_eq!(redactor.text(&text), redacted, "{text}");
+        }
+        let mut lines = json!(pem.lines().collect::<Vec<_>>());
+        redactor.value(&mut lines);
+        assert_eq!((&lines[1], &lines[2]), (&json!(INSTEAD), &json!(INSTEAD)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! starting (one start at a time; all who come meanwhile wait for it) and up.
 //!
 //! A server that does not start, or ends soon after, is tried again only after a pause that doubles each time. Who comes
-//! near the end of the pause waits for it; who comes earlier is told why, and when the next try is.
+//! near the end of the pause waits for it; who comes earlier is told why, and when the next try is. One that cannot even
+//! be tried, for its entry or the environment, has no pause.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,8 +15,8 @@ use futures::future::{BoxFuture, Shared};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::MCP_FAILED;
 use super::connection::{self, Connection, Setup};
+use super::{MCP_FAILED, MCP_NOT_CONFIGURED};
 use crate::fire::CallError;
 
 /// A server that was up for this long is taken to be well.
@@ -190,6 +191,11 @@ impl Server {
                         state.go_down();
                     }
                     Ok(())
+                }
+                // Nothing was started, and that is told as often as it is asked.
+                Err(error) if error.code == MCP_NOT_CONFIGURED => {
+                    state.phase = Phase::Down;
+                    Err(error)
                 }
                 Err(error) => {
                     state.failed(error.clone());

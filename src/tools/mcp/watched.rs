@@ -121,7 +121,7 @@ impl Watch {
     pub fn chatter(&self, text: &str) {
         if self.state().pace.next().is_some() {
             let told = shortened(&self.redactor.text(text.trim()), 200);
-            tracing::info!(server = self.server, "said, not in the protocol: {}", told.escape_debug());
+            tracing::info!(server = self.server, "said, not in the protocol: {}", on_one_line(&told));
         }
     }
 
@@ -147,7 +147,7 @@ impl Watch {
         }
         if calls.is_empty() {
             let told = shortened(&self.redactor.text(text), MAX_TOLD_CHARS);
-            tracing::info!(server = self.server, "{}", told.escape_debug());
+            tracing::info!(server = self.server, "{}", on_one_line(&told));
         }
     }
 
@@ -231,6 +231,16 @@ impl Watch {
     }
 }
 
+/// Foreign text as one line of the daemon's log: what would move the cursor, or turn the text round, is written out.
+pub fn on_one_line(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if turns || c.is_control() { shown.extend(c.escape_debug()) } else { shown.push(c) }
+    }
+    shown
+}
+
 /// See the module text.
 pub struct Watched<T> {
     inner: T,
@@ -278,5 +288,21 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for Watched<T> {
 
     fn close(&mut self) -> impl Future<Output = Result<(), T::Error>> + Send {
         self.inner.close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_stays_one_and_keeps_its_quotes() {
+        for (text, shown) in [
+            (r#"[ '/tmp/x', "y" ] C:\z é ü"#, r#"[ '/tmp/x', "y" ] C:\z é ü"#),
+            ("a\nb\tc\r\u{1b}[31m\0", r"a\nb\tc\r\u{1b}[31m\0"),
+            ("abc\u{202e}cba\u{2028}", r"abc\u{202e}cba\u{2028}"),
+        ] {
+            assert_eq!(on_one_line(text), shown);
+        }
     }
 }

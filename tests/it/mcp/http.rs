@@ -30,6 +30,9 @@ struct Seen {
     /// Sessions that were opened, the last of which is good, unless it was forgotten.
     sessions: u32,
     forgotten: bool,
+    forgets_all: bool,
+    /// What a request of a session that is not known is answered with.
+    forgets: Option<(u16, String)>,
     /// What each greeting is answered with instead, as `(status, headers)`.
     greeting: Option<(u16, Vec<(&'static str, String)>)>,
     /// Methods, with the tools that were called.
@@ -91,11 +94,25 @@ fn text(id: &Value, text: &str) -> Response {
     result(id, json!({"content": [{"type": "text", "text": text}]}))
 }
 
+/// An error of the protocol, as the body of a refusal.
+fn refusal(status: u16, more: Value) -> Response {
+    let mut body = json!({"jsonrpc": "2.0", "error": {"code": -32000, "message": format!("bad, {SECRET}")}});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    plain(status, "application/json", body.to_string())
+}
+
 const TOOLS: &[&str] = &[
     "fine",
     "waits",
     "fails",
     "refuses",
+    "refuses-nobody",
+    "refuses-null",
+    "refuses-by-id",
+    "conflicts",
+    "fails-in-json",
+    "accepts",
+    "empty",
     "limits",
     "endless",
     "endless-stream",
@@ -145,8 +162,9 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
             response.headers_mut().insert("mcp-session-id", seen.sessions.to_string().parse().expect("a header"));
             return response;
         }
-        if seen.forgotten || session != Some(seen.sessions.to_string()) {
-            return plain(404, "text/plain", "who are you?");
+        if seen.forgotten || (seen.forgets_all && !id.is_null()) || session != Some(seen.sessions.to_string()) {
+            let (status, body) = seen.forgets.clone().unwrap_or((404, "who are you?".to_owned()));
+            return plain(status, "application/json", body);
         }
     }
     match method.as_str() {
@@ -171,6 +189,13 @@ async fn misdeed(server: &Server, tool: &str, id: &Value) -> Response {
         }
         "fails" => plain(500, "text/html", format!("<h1>{SECRET}</h1>")),
         "refuses" => plain(400, "text/plain", format!("bad, {SECRET}")),
+        "refuses-nobody" => refusal(400, json!({})),
+        "refuses-null" => refusal(400, json!({"id": null})),
+        "refuses-by-id" => refusal(400, json!({ "id": id })),
+        "conflicts" => refusal(409, json!({"id": "server-error"})),
+        "fails-in-json" => refusal(500, json!({})),
+        "accepts" => plain(202, "text/plain", ""),
+        "empty" => plain(200, "application/json", ""),
         "limits" => plain(429, "text/plain", "slow down"),
         "endless" => plain(200, "application/json", Body::from_stream(endless())),
         "endless-stream" => plain(200, "text/event-stream", Body::from_stream(endless())),
@@ -210,6 +235,14 @@ async fn misdeeds_over_http_fail_the_call_alone() {
         for (tool, part) in [
             ("fails", "it answered HTTP 500"),
             ("refuses", "it answered HTTP 400 Bad Request: bad, [redacted]"),
+            ("refuses-nobody", "it answered HTTP 400 Bad Request: bad, [redacted]"),
+            ("refuses-null", "it answered HTTP 400 Bad Request: bad, [redacted]"),
+            ("refuses-by-id", "it answered HTTP 400 Bad Request: bad, [redacted]"),
+            ("conflicts", "it answered HTTP 409 Conflict: bad, [redacted]"),
+            ("fails-in-json", "it answered HTTP 500 Internal Server Error: bad, [redacted]"),
+            ("accepts", "it took the request and answered nothing"),
+            ("stranger", "its answer names another request"),
+            ("empty", "it answered with what is not of this protocol"),
             ("limits", "it answered HTTP 429"),
             ("forbids", "HTTP 403 Forbidden: not with [redacted]; set `headers` of the server in mcp.json"),
             ("moves", "HTTP 302 Found; it points elsewhere"),
@@ -225,6 +258,8 @@ async fn misdeeds_over_http_fail_the_call_alone() {
             let message = result["message"].as_str().expect("a message");
             assert!(message.starts_with(&format!("one.{tool}: ")) && message.contains(part), "{tool}: {result}");
             assert!(!message.contains("hunter2"), "{tool}: {result}");
+            let called = format!("tools/call {tool}");
+            assert_eq!(server.methods().iter().filter(|method| **method == called).count(), 1, "{tool}: asked twice");
             // At once: there is no pause for a server that is up.
             assert_eq!(one(&daemon, "one.fine").await["ok"], "fine", "{tool}");
         }
@@ -241,9 +276,8 @@ async fn an_answer_that_does_not_come_ends_with_the_time_of_the_call() {
     let root = root_for(&server.listen().await);
     root.write("dirigent.toml", "[mcp]\ncall_timeout_s = 3\n");
     let daemon = root.daemon().await;
-    for result in call(&daemon, json!([["one.stranger"], ["one.silent"]])).await {
-        assert_eq!(result["code"], "mcp_timeout", "{result}");
-    }
+    let result = one(&daemon, "one.silent").await;
+    assert_eq!(result["code"], "mcp_timeout", "{result}");
     server.asked_for("notifications/cancelled").await;
     daemon.stop(Duration::ZERO).await;
 }
@@ -269,15 +303,58 @@ async fn as_many_calls_as_a_run_may_make_are_on_their_way_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forgotten_session_is_opened_again() {
+    let error = |message: &str| json!({"jsonrpc": "2.0", "error": {"code": -32000, "message": message}});
+    let mut null = error("Bad Request: Server not initialized");
+    null["id"] = Value::Null;
+    for forgets in [
+        None,
+        Some((404, error("Session not found").to_string())),
+        Some((400, error("Bad Request: No valid session ID provided").to_string())),
+        Some((400, null.to_string())),
+        Some((400, "unknown Mcp-Session-Id".to_owned())),
+    ] {
+        let server = Server::default();
+        server.seen().forgets = forgets.clone();
+        let root = root_for(&server.listen().await);
+        let daemon = root.daemon().await;
+        assert_eq!(one(&daemon, "one.fine").await["ok"], "fine");
+        server.seen().forgotten = true;
+        for result in call(&daemon, json!([["one.fine"], ["one.fine"], ["one.fine"]])).await {
+            assert_eq!(result["ok"], "fine", "{forgets:?}");
+        }
+        assert_eq!(server.seen().sessions, 2, "one greeting for all of them: {forgets:?}");
+        daemon.stop(Duration::ZERO).await;
+    }
+}
+
+/// It may have done what it was asked, so that is not repeated; but what is asked next has a new session.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_may_be_of_the_session_renews_it() {
     let server = Server::default();
+    server.seen().forgets = Some((400, r#"{"error": "bad request"}"#.to_owned()));
     let root = root_for(&server.listen().await);
     let daemon = root.daemon().await;
     assert_eq!(one(&daemon, "one.fine").await["ok"], "fine");
     server.seen().forgotten = true;
-    for result in call(&daemon, json!([["one.fine"], ["one.fine"], ["one.fine"]])).await {
-        assert_eq!(result["ok"], "fine");
-    }
-    assert_eq!(server.seen().sessions, 2, "one greeting for all of them");
+    let result = one(&daemon, "one.fine").await;
+    assert_eq!(result["code"], "mcp_failed");
+    assert_eq!(result["message"], "one.fine: it answered HTTP 400 Bad Request: bad request");
+    assert_eq!(one(&daemon, "one.fine").await["ok"], "fine");
+    assert_eq!(server.seen().sessions, 2);
+    daemon.stop(Duration::ZERO).await;
+}
+
+/// A server that never knows its own sessions is not asked for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_forgotten_at_once_fails_the_call() {
+    let server = Server::default();
+    let root = root_for(&server.listen().await);
+    server.seen().forgets = Some((400, r#"{"error": "no such session"}"#.to_owned()));
+    server.seen().forgets_all = true;
+    let daemon = root.daemon().await;
+    let result = one(&daemon, "one.fine").await;
+    assert_eq!(result["message"], "one: tools/list: it answered HTTP 400 Bad Request: no such session", "{result}");
+    assert_eq!(server.seen().sessions, 2);
     daemon.stop(Duration::ZERO).await;
 }
 
@@ -332,7 +409,7 @@ async fn the_api_lists_what_the_servers_offer() {
     let base = server.listen().await;
     let entry = json!({"url": format!("{base}/mcp"), "headers": {"X-Api-Key": SECRET}});
     let root = root_with(&json!({
-        "one": entry, "broken": {"command": "/no/such/program"}, "half": {}, "unset": {"command": "x", "env": {"K": "${NO_SUCH_VARIABLE}"}},
+        "one": entry, "broken": {"command": "/no/such/program"}, "half": {}, "off": {"command": "x", "disabled": true, "odd": 1}, "unset": {"command": "x", "env": {"K": "${NO_SUCH_VARIABLE}"}},
     }));
     let daemon = root.daemon().await;
     let (admin, _) = Admin::in_process(&daemon, "127.0.0.1").await;
@@ -348,14 +425,54 @@ async fn the_api_lists_what_the_servers_offer() {
         [
             ("broken", Some("mcp_failed")),
             ("half", Some("mcp_not_configured")),
+            ("off", Some("mcp_not_configured")),
             ("one", None),
             ("unset", Some("mcp_not_configured"))
         ]
     );
-    let tools = servers[2]["tools"].as_array().expect("tools");
+    let message = servers[2]["error"]["message"].as_str().expect("a message");
+    assert!(message.contains("\"off\" is disabled"), "{message}");
+    let tools = servers[3]["tools"].as_array().expect("tools");
     assert_eq!((tools.len(), &tools[0]["name"]), (TOOLS.len(), &json!("fine")));
     assert_eq!(tools[0]["description"], "[redacted]");
     assert_eq!(server.methods().iter().filter(|method| *method == "initialize").count(), 1);
+    daemon.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_tried_is_told_each_time_and_where_nobody_listens_is_named() {
+    let server = Server::default();
+    let url = format!("{}/mcp", server.listen().await);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let free = free.expect("an address").to_string();
+    let root = root_with(&json!({
+        "one": {"url": url, "headers": {"X-Key": "${NO_SUCH_VARIABLE}"}},
+        "two": {"url": format!("http://{free}/mcp"), "headrs": {}},
+        "gone": {"url": url, "disabled": true},
+    }));
+    let daemon = root.daemon().await;
+    for _ in 0..6 {
+        let result = one(&daemon, "one.fine").await;
+        assert_eq!(result["code"], "mcp_not_configured", "{result}");
+        let message = result["message"].as_str().expect("a message");
+        assert!(message.contains("NO_SUCH_VARIABLE is not set") && !message.contains("next try"), "{message}");
+    }
+    let results = call(&daemon, json!([["two.fine"], ["gone.fine"], ["onne.fine"], ["other.fine"]])).await;
+    for (at, code, told) in [
+        (0, "mcp_failed", format!("it could not be reached at {free}: ")),
+        (1, "mcp_not_configured", "\"gone\" is disabled".to_owned()),
+        (2, "tool_not_allowed", "mcp.json has no MCP server \"onne\"; did you mean \"one.fine\"?".to_owned()),
+        (3, "tool_not_allowed", "name it in the manifest's `requires.tools`".to_owned()),
+    ] {
+        assert_eq!(results[at]["code"], code, "{results:?}");
+        assert!(results[at]["message"].as_str().expect("a message").contains(&told), "{told}: {}", results[at]);
+    }
+    assert!(server.methods().is_empty());
+    let (admin, _) = Admin::in_process(&daemon, "127.0.0.1").await;
+    let (_, catalog) = admin.get("/v1/tools").await;
+    let problems = catalog["problems"].as_array().expect("a list");
+    let told = problems.iter().find(|problem| problem["field"] == "mcpServers.two.headrs").expect("a warning");
+    assert_eq!((&told["severity"], &told["hint"]), (&json!("warning"), &json!("did you mean \"headers\"?")), "{told}");
     daemon.stop(Duration::ZERO).await;
 }
 

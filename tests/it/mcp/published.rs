@@ -90,6 +90,25 @@ async fn an_http_server_that_goes_and_comes_back_is_used_again() {
     assert_eq!(call(&daemon, echo()).await[0]["ok"], "Echo: hello");
 }
 
+/// It refuses a session that it does not know with HTTP 400 and an error that names no request.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
+async fn an_http_server_that_was_restarted_is_used_on_without_a_failed_call() {
+    let server = HttpServer::start(None);
+    let port = server.port;
+    let root = root_with(&json!({"one": {"url": format!("http://127.0.0.1:{port}/mcp")}}));
+    let daemon = root.daemon().await;
+    let echo = || json!([["one.echo", {"message": "hello"}], ["one.get-sum", {"a": 2, "b": 3}]]);
+    let mut server = Some(server);
+    for _ in 0..3 {
+        let results = call(&daemon, echo()).await;
+        assert_eq!(results[0]["ok"], "Echo: hello", "{results:?}");
+        assert_eq!(results[1]["ok"], "The sum of 2 and 3 is 5.", "{results:?}");
+        drop(server.take());
+        server = Some(HttpServer::start(Some(port)));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Node.js and `npm ci --prefix tests/mcp-servers`"]
 async fn a_server_keeps_what_it_knows_from_run_to_run() {
