@@ -39,7 +39,8 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use self::connection::Setup;
-use self::file::{FILE, Spec};
+pub use self::file::FILE;
+use self::file::Spec;
 use self::server::Server;
 use self::strays::Owner;
 pub use self::watched::RunLog;
@@ -120,6 +121,14 @@ pub fn file_problems(root: &Path) -> Vec<Problem> {
         Ok(None) => Vec::new(),
         Ok(Some(Ok(entries))) => entries.into_values().filter_map(Result::err).collect(),
         Ok(Some(Err(problem))) | Err(problem) => vec![*problem],
+    }
+}
+
+/// The names in the file, of servers that cannot be used as well; `None` when the file cannot be read as a whole.
+pub fn server_names(root: &Path) -> Option<Vec<String>> {
+    match file::read(&root.join(FILE)).ok()? {
+        None => Some(Vec::new()),
+        Some(bytes) => Some(file::parse(&bytes).ok()?.into_keys().collect()),
     }
 }
 
