@@ -107,7 +107,7 @@ fn settings_and_references_are_read_with_the_root() {
     .map(|told| format!("a/automations/x/automation.json:5 {told}"))
     .to_vec();
     let of_servers =
-        ["mcp.json:3 error invalid_field mcpServers.mail.command", "mcp.json:4 error invalid_field mcpServers.web"];
+        ["mcp.json:3 error invalid_field mcpServers.mail.command", "mcp.json:4 error missing_field mcpServers.web"];
     let of_servers = of_servers.map(str::to_owned).to_vec();
     assert_eq!(codes(&["a/x"]), (of_x.clone(), Some(0)));
     assert_eq!(codes(&["a/y"]), (vec![], Some(0)), "an entry that is wrong is there all the same");
