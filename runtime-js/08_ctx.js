@@ -5,7 +5,13 @@
   const p = rt.p;
   const call = rt.ops.call;
 
-  const refuse = (message) => p.PromiseReject(new p.TypeError(message));
+  const refuse = (message, code = 'INVALID_INPUT') => {
+    const error = new p.TypeError(message);
+    p.DefineProperty(error, 'code', {
+      __proto__: null, value: code, writable: true, enumerable: true, configurable: true,
+    });
+    return p.PromiseReject(error);
+  };
 
   /** JSON text of `value`, or undefined where JSON has none for it (a function, a symbol). */
   const text = (value) => p.JSONStringify(value);
@@ -71,15 +77,16 @@
 
   const agent = (request) => {
     const shape = 'ctx.agent({ prompt, json? })';
-    if (!p.isObject(request)) return refuse(`${shape}: an object is needed`);
+    const badAgent = 'agent_bad_args';
+    if (!p.isObject(request)) return refuse(`${shape}: an object is needed`, badAgent);
     let json;
     try {
-      if (typeof request.prompt !== 'string') return refuse(`${shape}: prompt must be a string`);
+      if (typeof request.prompt !== 'string') return refuse(`${shape}: prompt must be a string`, badAgent);
       json = text(request);
     } catch (error) {
       return p.PromiseReject(error);
     }
-    if (json === undefined || json[0] !== '{') return refuse(`${shape}: a JSON object is needed`);
+    if (json === undefined || json[0] !== '{') return refuse(`${shape}: a JSON object is needed`, badAgent);
     return call('agent', json);
   };
 

@@ -105,10 +105,22 @@ export interface Ctx<Input = any> {
   readonly input: Input;
 
   /** Aborted when the run is cancelled or out of time; the handler may then clean up for a quarter of a second. */
-  readonly abortSignal: AbortSignal;
+  readonly abortSignal: Signal;
 
   /** The same as the handler's `log`. */
   readonly log: Log;
+}
+
+/** `AbortSignal` where the editor knows it, as it does with the DOM's types, else as much of it as there is. */
+export type Signal = typeof globalThis extends { AbortSignal: { prototype: infer Known } } ? Known : RunSignal;
+
+interface RunSignal {
+  readonly aborted: boolean;
+  readonly reason: any;
+  onabort: ((event: any) => any) | null;
+  throwIfAborted(): void;
+  addEventListener(type: 'abort', listener: (event: any) => any, options?: { once?: boolean }): void;
+  removeEventListener(type: 'abort', listener: (event: any) => any): void;
 }
 
 export interface ReadArgs {

@@ -12,12 +12,14 @@
 //! The parser goes down into the text by recursion and has no limit of its own, so a text that nests deep enough ends
 //! the process. Handlers come from anybody: [`study`] is called in a host process only, where that costs nothing.
 
+mod callbacks;
 mod export;
 mod flow;
 mod functions;
 mod globals;
 mod guards;
 mod members;
+mod options;
 mod replay;
 mod shapes;
 #[cfg(test)]
@@ -93,7 +95,9 @@ pub fn study(source: &str, contract: Contract) -> Study {
     let handler = export::check(&semantic, contract, &mut findings);
     let is_module = !findings.has_errors();
     let flow = flow::Flow::of(&semantic, handler, contract);
-    members::check(&flow, &mut findings);
+    members::check(&flow, contract, &mut findings);
+    options::check(&flow, &mut findings);
+    callbacks::check(&flow, &mut findings);
     globals::check(&semantic, contract, &mut findings);
     if contract == Contract::Automation {
         replay::check(&flow, &mut findings);

@@ -3,6 +3,8 @@
 //! Reading goes on in a host process ([`crate::handler_check`] says why); this room asks for it and puts the answers
 //! together. Whoever accepts handlers (`validate`, and what writes automations for others) shows the same problems.
 
+mod references;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -12,6 +14,8 @@ use crate::fire::{AppId, CallError, ErrorCode, Problem};
 use crate::handler_check::{Contract, Study, ToolCall, place};
 use crate::isolate::{Job, JobEvent, JobKind, Outcome, Pool, PoolError};
 use crate::tools::{Access, Route, check_access, route};
+
+pub use references::Reachable;
 
 /// The text could not be read to its end, so nothing is said of its members.
 const NOT_CHECKED: &str = "not_checked";

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-pub use self::access::{ModelsConfig, ProviderConfig};
+pub use self::access::{ModelsConfig, ProviderConfig, check_name};
 
 use self::access::Access;
 use self::endpoint::{Endpoint, Message};
@@ -50,6 +50,7 @@ pub const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
 /// The arguments of `ctx.agent`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AgentArgs {
     pub prompt: String,
     /// A JSON Schema; the answer is then a value that validates against it.

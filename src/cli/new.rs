@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::core::cron::CronSchedule;
 use crate::core::manifest;
 use crate::daemon::home;
-use crate::fire::Handle;
+use crate::fire::{AutomationId, Handle};
 use crate::isolate::CTX_TYPES;
 use crate::watch::{unusable, write_atomic};
 
@@ -87,6 +87,15 @@ impl Template {
             Template::Invoke => "Run the automations that the input names, side by side, and gather their results.",
         }
     }
+
+    /// What a first run may be given, where it needs something. `sibling`: another automation of the app.
+    fn input(self, sibling: Option<&str>) -> Option<String> {
+        match self {
+            Template::Minimal | Template::Tools => None,
+            Template::Agent => Some(json!({ "text": "Bread is made of flour, water, salt and time." }).to_string()),
+            Template::Invoke => Some(json!({ "handles": [sibling.unwrap_or("other-automation")] }).to_string()),
+        }
+    }
 }
 
 pub fn new(place: &Place, args: &NewArgs) -> Outcome {
@@ -123,11 +132,13 @@ pub fn new(place: &Place, args: &NewArgs) -> Outcome {
         return Ok(exit::FINE);
     }
     line(format_args!("made {}", dir.display()))?;
+    let input = args.template.input(sibling(&automations, &handle).as_deref());
+    let input = input.map(|input| format!(" --input '{input}'")).unwrap_or_default();
     line(format_args!(
         "
 next steps:
   dirigent validate {}
-  dirigent run {handle}
+  dirigent run {handle}{input}
   dirigent enable {handle}",
         shown_dir(&dir)
     ))?;
@@ -149,6 +160,14 @@ pub fn write_schema(root: &Path) -> Result<PathBuf, Failure> {
         write_atomic(&path, text.as_bytes()).map_err(|error| Failure::io(path.display(), &error))?;
     }
     Ok(path)
+}
+
+/// Another automation of the same app, if there is one: the first by name.
+fn sibling(automations: &Path, handle: &Handle) -> Option<String> {
+    let entries = std::fs::read_dir(automations).ok()?.flatten();
+    let is_there = |name: &String| automations.join(name).join("automation.json").exists();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| AutomationId::new(name).is_ok_and(|id| id != handle.automation) && is_there(name)).min()
 }
 
 /// As a person in the current folder would write it.
@@ -260,6 +279,27 @@ mod tests {
         let schema = std::fs::read(automations.join("minimal").join(SCHEMA_REFERENCE)).unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&schema).unwrap(), manifest::json_schema());
         assert_eq!(place.handles().len(), 4, "the types beside them are no automation");
+    }
+
+    /// The next step that is printed works where there is something to name.
+    #[test]
+    fn a_template_that_needs_an_input_says_which() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::find(Some(root.path()), None, true).unwrap();
+        let automations = root.path().join("a/automations");
+        let handle: Handle = "a/mid".parse().unwrap();
+        assert_eq!(sibling(&automations, &handle), None);
+        for id in ["a/mid", "a/zed", "a/last"] {
+            new(&place, &args(id, Template::Minimal)).unwrap();
+        }
+        std::fs::create_dir(automations.join("empty")).unwrap();
+        assert_eq!(sibling(&automations, &handle).as_deref(), Some("last"));
+        assert_eq!(Template::Invoke.input(Some("last")).unwrap(), r#"{"handles":["last"]}"#);
+        for template in Template::value_variants() {
+            let Some(input) = template.input(None) else { continue };
+            // It stands between single quotes in a shell.
+            assert!(!input.contains('\'') && serde_json::from_str::<Value>(&input).is_ok(), "{input}");
+        }
     }
 
     #[test]

@@ -16,8 +16,9 @@ use crate::core::manifest::{self, MAX_HANDLER_BYTES, MAX_MANIFEST_BYTES};
 use crate::core::registry::Registry;
 use crate::fire::{AppId, Handle, Problem};
 use crate::handler_check::Contract;
-use crate::inspect::{Subject, inspect};
+use crate::inspect::{Reachable, Subject, inspect};
 use crate::isolate::{self, Pool, PoolConfig};
+use crate::tools::mcp;
 use crate::watch;
 
 /// Hosts that read side by side: it takes a few milliseconds each.
@@ -34,7 +35,7 @@ Examples:
 
 Handlers, queries and actions are read, not run. Exit code 1 when any problem is an error.")]
 pub struct ValidateArgs {
-    /// Manifests, handlers, automation folders, app folders, or a root [default: the root]
+    /// Manifests, handlers, automation folders, app folders, mcp.json, or a root [default: the root]
     paths: Vec<PathBuf>,
 }
 
@@ -138,6 +139,11 @@ fn target(place: &Place, given: &Path) -> Result<Target, Failure> {
 
 fn file_target(path: &Path) -> Result<Target, Failure> {
     let name = name_of(Some(path));
+    if matches!(name, mcp::FILE | config::FILE)
+        && let Some(root) = path.parent()
+    {
+        return Ok(under(root, &[name]));
+    }
     let folder = path.parent().filter(|_| matches!(name, "automation.json" | "handler.js"));
     if let Some(target) = folder.and_then(automation_target) {
         return Ok(target);
@@ -219,9 +225,15 @@ fn gather_root(root: &Path, below: &[String], found: &mut Found) {
     let asked = |path: &str| below.iter().any(|below| is_below(path, below));
     let all = asked("");
     found.problems.extend(registry.problems().into_iter().filter(|p| p.path.as_deref().map_or(all, &asked)));
-    if all && let Err(error) = Config::load(root) {
+    if asked(mcp::FILE) {
+        found.problems.extend(mcp::file_problems(root));
+    }
+    if asked(config::FILE)
+        && let Err(error) = Config::load(root)
+    {
         found.problems.push(Problem::error("bad_config", "", error.to_string().trim_end()).in_path(config::FILE));
     }
+    let reachable = Reachable::under(root);
     for automation in registry.automations() {
         let Handle { app, automation: id } = &automation.handle;
         let folder = format!("{app}/automations/{id}");
@@ -229,6 +241,11 @@ fn gather_root(root: &Path, below: &[String], found: &mut Found) {
             continue;
         }
         found.automations += 1;
+        if let Some(manifest) = automation.manifest_bytes().filter(|_| automation.valid) {
+            let path = format!("{folder}/automation.json");
+            let problems = reachable.problems(manifest);
+            found.problems.extend(problems.into_iter().map(|problem| problem.in_path(path.as_str())));
+        }
         let Some(app_dir) = registry.app(app).map(|app| app.dir.as_path()) else {
             continue;
         };
@@ -341,7 +358,7 @@ mod tests {
         let root = dir.path().join("root");
         std::fs::create_dir_all(root.join("a/automations/x")).unwrap();
         std::fs::create_dir_all(dir.path().join("other")).unwrap();
-        for file in ["root/a/automations/x/automation.json", "draft.json", "draft.js", "notes.txt"] {
+        for file in ["root/a/automations/x/automation.json", "root/mcp.json", "draft.json", "draft.js", "notes.txt"] {
             std::fs::write(dir.path().join(file), "").unwrap();
         }
         let place = Place::find(Some(&root), None, false).unwrap();
@@ -355,6 +372,7 @@ mod tests {
             ("other", Some(Target::Under { root: dir.path().join("other"), below: String::new() })),
             ("draft.json", Some(Target::Manifest(dir.path().join("draft.json")))),
             ("draft.js", Some(Target::Handler(dir.path().join("draft.js")))),
+            ("root/mcp.json", under("mcp.json")),
             ("notes.txt", None),
             ("absent", None),
         ] {

@@ -15,6 +15,7 @@
 
 mod fields;
 mod parse;
+mod pattern;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -35,6 +36,17 @@ const S_PER_MINUTE: i64 = 60;
 /// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z in seconds: what RFC 3339 can write. Nothing fires outside.
 const FIRST_INSTANT_S: i64 = -62_135_596_800;
 const LAST_INSTANT_S: i64 = 253_402_300_799;
+
+/// ECMA-262 regular expressions for schemas: one that a cron text matches, and those that it does not, being reversed
+/// ranges. What passes is refused by [`CronSchedule::parse`] only when it can never match.
+pub fn patterns() -> (String, Vec<String>) {
+    (pattern::five_fields(), pattern::reversed_ranges())
+}
+
+/// The names of all zones, exactly as [`CronSchedule::parse`] takes them.
+pub fn zone_names() -> Vec<&'static str> {
+    chrono_tz::TZ_VARIANTS.iter().map(|tz| tz.name()).collect()
+}
 
 /// One expression in one zone. Small (32 bytes) and cheap to copy; the text is not kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -40,6 +40,14 @@ impl Automation {
         self.manifest.as_ref().is_some_and(|m| m.enabled)
     }
 
+    /// The manifest's file, as it was last read.
+    pub fn manifest_bytes(&self) -> Option<&[u8]> {
+        match &self.manifest_file {
+            FileContent::Bytes { bytes, .. } => Some(bytes),
+            FileContent::Absent | FileContent::Unreadable(_) => None,
+        }
+    }
+
     /// Of the manifest's file, as it was last read.
     pub fn manifest_sha256(&self) -> Option<[u8; 32]> {
         match &self.manifest_file {

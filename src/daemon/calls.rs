@@ -29,7 +29,7 @@ use crate::fire::{
 };
 use crate::isolate::JobControl;
 use crate::ledger::NodeClose;
-use crate::models::AgentArgs;
+use crate::models::{AGENT_BAD_ARGS, AgentArgs};
 use crate::tools::app::HandlerKind;
 use crate::tools::{self, Access, Builtin, Route};
 
@@ -228,9 +228,8 @@ impl Caller {
     }
 
     async fn agent(&self, args_json: &str, usage_json: &mut Option<String>) -> CtxReply {
-        let args: AgentArgs = serde_json::from_str(args_json).map_err(|error| {
-            CallError::new("INVALID_INPUT", format!("ctx.agent takes {{ prompt, json? }}: {error}"))
-        })?;
+        let args: AgentArgs = serde_json::from_str(args_json)
+            .map_err(|error| CallError::new(AGENT_BAD_ARGS, format!("ctx.agent takes {{ prompt, json? }}: {error}")))?;
         let turn = self.services.models.turn(self.deadline, self.manifest.requires.model.as_deref(), args).await;
         *usage_json = turn.usage_json;
         turn.outcome.map(Some)

@@ -111,6 +111,10 @@ impl Folders {
         self.code.read().unwrap_or_else(PoisonError::into_inner).get(app).cloned()
     }
 
+    pub fn root(&self) -> Arc<Path> {
+        Arc::clone(&self.root)
+    }
+
     /// The app's code; where there is no such app, the folder that would make one.
     pub fn code_or_new(&self, app: &AppId) -> PathBuf {
         self.code(app).unwrap_or_else(|| self.root.join(app.as_str()))

@@ -10,16 +10,18 @@ use oxc_semantic::NodeId;
 use oxc_span::{GetSpan, Span};
 use oxc_syntax::operator::UnaryOperator;
 
+use super::Contract;
 use super::flow::{Flow, is_cancelled};
 use super::guards::Guards;
+use super::options;
 use super::shapes::{ANY_OBJECT, Function, Kind, PROMISE_MEMBERS, Shape, UNKNOWN_ARGUMENT, Value, hint};
 use super::text::Findings;
 use crate::fire::{AutomationId, Handle, Problem};
 
 const NOT_AWAITED: &str = "not_awaited";
 
-pub fn check<'a>(flow: &Flow<'_, 'a>, findings: &mut Findings<'_>) {
-    let mut checker = Checker { flow, findings, guards: Guards::of(flow) };
+pub fn check<'a>(flow: &Flow<'_, 'a>, contract: Contract, findings: &mut Findings<'_>) {
+    let mut checker = Checker { flow, contract, findings, guards: Guards::of(flow) };
     for (pattern, value) in &flow.taken_apart {
         checker.taken_apart(pattern, *value);
     }
@@ -30,6 +32,7 @@ pub fn check<'a>(flow: &Flow<'_, 'a>, findings: &mut Findings<'_>) {
 
 struct Checker<'f, 's, 'a, 'x, 't> {
     flow: &'f Flow<'s, 'a>,
+    contract: Contract,
     findings: &'x mut Findings<'t>,
     guards: Guards<'a>,
 }
@@ -325,8 +328,11 @@ impl<'a> Checker<'_, '_, 'a, '_, '_> {
 
     /// A promise in place of the whole is awaited; a promise in it is not.
     fn result(&mut self, returned: &Expression<'a>) {
-        if matches!(returned, Expression::ObjectExpression(_)) {
+        if let Expression::ObjectExpression(object) = returned {
             self.crosses(returned);
+            if self.contract == Contract::Automation {
+                options::check_result(self.findings, object);
+            }
         }
     }
 

@@ -182,6 +182,106 @@ fn promises_that_nobody_awaits() {
 }
 
 #[test]
+fn arguments_that_are_written_down() {
+    for (text, expected) in [
+        ("await ctx.tool()", &["2:7 bad_argument ctx.tool(name, args) is not given the name of a tool"][..]),
+        (
+            "await ctx.tool({ name: 'a.b' })",
+            &["2:16 bad_argument ctx.tool(name, args) takes the name of a tool as a text, not an object"],
+        ),
+        ("await ctx.tool(''); await ctx.tool(5)", &["2:16 bad_argument", "2:36 bad_argument"]),
+        ("await ctx.tool('a.b', 'x')", &["2:23 bad_argument ctx.tool(name, args): args must be an object, not a text"]),
+        (
+            "await ctx.tool('a.b', ['x'])",
+            &["2:23 bad_argument ctx.tool(name, args): args must be an object, not a list"],
+        ),
+        ("await ctx.tool('a.b', null); await ctx.tool('a.b', undefined); await ctx.tool('a.b', input)", &[]),
+        ("await ctx.tool(...input); await ctx.tool(input, ...input)", &[]),
+        ("return { summary: await ctx.agent() }", &["2:25 bad_argument ctx.agent({ prompt, json? }) is given nothing"]),
+        ("await ctx.agent('text')", &["2:17 bad_argument ctx.agent({ prompt, json? }) takes an object, not a text"]),
+        ("const text = `x`; await ctx.agent(text)", &["2:35 bad_argument"]),
+        ("await ctx.agent({})", &["2:17 bad_argument ctx.agent({ prompt, json? }) has no `prompt` here"]),
+        (
+            "await ctx.agent({ prompt: ['x'] })",
+            &["2:27 bad_argument ctx.agent({ prompt, json? }): prompt must be a text"],
+        ),
+        (
+            "await ctx.agent({ prompt: 'x', schema: {} })",
+            &["2:32 unknown_option ctx.agent has no option \"schema\", and"],
+        ),
+        ("await ctx.agent({ prompt: 'x', jsn: {}, 'max-tokens': 5 })", &["2:32 unknown_option", "2:41 unknown_option"]),
+        ("await ctx.agent({ ...input }); await ctx.agent({ [input]: 'x' }); await ctx.agent(input)", &[]),
+        ("const prompt = input; await ctx.agent({ prompt, json: {} })", &[]),
+        ("await ctx.invoke()", &["2:7 bad_argument ctx.invoke(handle, { input }) is not given the handle"]),
+        ("await ctx.invoke(5)", &["2:18 bad_argument"]),
+        (
+            "await ctx.invoke('x', 'y')",
+            &["2:23 bad_argument ctx.invoke(handle, { input }): the second argument must be"],
+        ),
+        (
+            "await ctx.invoke('x', { name: 'y' })",
+            &["2:25 ?unknown_option nobody reads \"name\" of ctx.invoke's second"],
+        ),
+        (
+            "await ctx.invoke('x', { input: { name: 'y' } }); await ctx.invoke('x', null); await ctx.invoke(input, input)",
+            &[],
+        ),
+        (
+            "return { summary: 'x', result: 5 }",
+            &["2:24 ?unknown_option nobody reads \"result\" of what a handler returns"],
+        ),
+        ("if (input) return { outptu: 5 }; return input ? { ok: 1 } : null", &["2:21 ?unknown_option"]),
+        ("return { summary: 'x', output: { result: 5 } }", &[]),
+        ("return { ...input, summary: 'x' }", &[]),
+        ("return input.map((n) => ({ n })).filter((x) => { return { y: x } })", &[]),
+    ] {
+        check(&body(text), Contract::Automation, expected);
+    }
+    check("export default () => ({ result: 1 })", Contract::Automation, &["1:25 ?unknown_option"]);
+    check("export default () => ({ result: 1 })", Contract::Query, &[]);
+    let hint = |text: &str| study(&body(text), Contract::Automation).problems[0].hint.clone().unwrap();
+    assert_eq!(hint("return { sumary: 'x' }"), "did you mean `summary`?");
+    assert_eq!(hint("return { rows: [] }"), "a handler returns { summary, output }: put it into `output`");
+    assert!(hint("await ctx.agent({ prompt: '', schema: {} })").starts_with("did you mean `json`?"));
+    assert_eq!(hint("await ctx.agent({ prompt: '', temperature: 1 })"), "it has: prompt, json");
+}
+
+#[test]
+fn calls_in_callbacks_that_nobody_awaits() {
+    const EACH: &str = "?not_awaited nobody awaits this ctx.tool in forEach(…), which";
+    const TIMER: &str = "?not_awaited nobody awaits this ctx.tool in a timer, which";
+    const MAP: &str = "?not_awaited nobody awaits this ctx.tool in map(…), whose list";
+    for (text, expected) in [
+        ("input.forEach(async (x) => { await ctx.tool('a.b', { x }) })", &[("2:36", EACH)][..]),
+        ("input.forEach(async (x) => {\nconst y = (await ctx.tool('a.b')).y; await ctx.tool(y) })", &[("3:18", EACH)]),
+        ("input.forEach((x) => ctx.tool('a.b', { x }))", &[("2:22", EACH)]),
+        ("await input?.items?.forEach(async function (x) { if (x) await ctx.tool('a.b') })", &[("2:63", EACH)]),
+        ("input.forEach(async (x) => await ctx.tool('a.b', { x }).catch(() => x))", &[("2:34", EACH)]),
+        ("input.forEach((x) => { return x && ctx.tool('a.b').then(log.info) })", &[("2:36", EACH)]),
+        ("setTimeout(() => ctx.tool('a.b'), 50)", &[("2:18", TIMER)]),
+        ("setTimeout(async () => { await ctx.tool('a.b') }, 50)", &[("2:32", TIMER)]),
+        ("setTimeout(() => { ctx.tool('a.b') }, 50)", &[("2:20", "?not_awaited nobody awaits this ctx.tool: it")]),
+        ("input.map((x) => ctx.tool('a.b', { x }))", &[("2:18", MAP)]),
+        ("await input.map(async (x) => { await ctx.tool('a.b', { x }) })", &[("2:38", MAP)]),
+        ("const calls = input.map((x) => ctx.tool('a.b', { x }))", &[("2:32", MAP)]),
+        ("const calls = input.map((x) => ctx.tool('a.b', { x })); await Promise.all(calls)", &[]),
+        ("await Promise.all(input.map(async (x) => { await ctx.tool('a.b', { x }) }))", &[]),
+        ("const all = []; input.forEach((x) => { all.push(ctx.tool('a.b', { x })) }); await Promise.all(all)", &[]),
+        ("const p = {}; input.forEach((x) => { p[x] = ctx.tool('a.b') }); await Promise.all(Object.values(p))", &[]),
+        ("await new Promise((done) => setTimeout(async () => { await ctx.tool('a.b'); done() }, 5))", &[]),
+        ("await new Promise((done) => setTimeout(() => ctx.tool('a.b').then(done, done), 5))", &[]),
+        ("for (const x of input) { await ctx.tool('a.b', { x }) }", &[]),
+        ("const setTimeout = (f) => f(); await setTimeout(() => ctx.tool('a.b'))", &[]),
+        ("input.forEach((x) => void ctx.tool('a.b', { x }))", &[]),
+        ("input.forEach((x) => log.info(x)); setTimeout(() => log.info('x'), 5)", &[]),
+        ("const run = async (x) => { await ctx.tool('a.b', { x }) }; for (const x of input) await run(x)", &[]),
+    ] {
+        let expected: Vec<String> = expected.iter().map(|(place, told)| format!("{place} {told}")).collect();
+        check(&body(text), Contract::Automation, &expected.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn databases_of_queries_and_actions() {
     for (body, expected) in [
         ("return db.prepare('x').all(1)", &[][..]),

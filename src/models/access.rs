@@ -135,6 +135,37 @@ fn unknown(config: &ModelsConfig, provider: &str) -> String {
     format!("{:?} is no known provider{near}", shortened(provider, SHOWN_CHARS))
 }
 
+/// Whether a manifest may name this model, whatever keys there are; for who only reads.
+///
+/// # Errors
+/// [`MODEL_NOT_SET`] for what is no `provider/model-id`, [`MODEL_NOT_CONFIGURED`] for a provider that is neither known
+/// nor set.
+pub fn check_name(model: &str, config: &ModelsConfig) -> Result<(), CallError> {
+    let (provider, _) = named(model)?;
+    let is_set = config.0.get(provider).is_some_and(|settings| settings.base_url.is_some());
+    if is_set || usual(provider).is_some() { Ok(()) } else { Err(no_provider(config, provider)) }
+}
+
+/// Provider and model id.
+fn named(model: &str) -> Result<(&str, &str), CallError> {
+    model.split_once('/').filter(|(provider, id)| !provider.is_empty() && !id.is_empty()).ok_or_else(|| {
+        let shown = shortened(model, SHOWN_CHARS);
+        let rule = format!("`requires.model` in automation.json must be \"provider/model-id\", not {shown:?}");
+        CallError::new(MODEL_NOT_SET, rule)
+    })
+}
+
+fn no_provider(config: &ModelsConfig, provider: &str) -> CallError {
+    let message = format!(
+        "{}: `requires.model` may name one of {}, or any OpenAI-compatible endpoint that `[models.{}]` in \
+         dirigent.toml sets with `base_url` and `api_key_env`",
+        unknown(config, provider),
+        USUAL.iter().map(|usual| usual.name).collect::<Vec<_>>().join(", "),
+        shortened(provider, SHOWN_CHARS),
+    );
+    CallError::new(MODEL_NOT_CONFIGURED, message)
+}
+
 /// One model at one endpoint, and the key to it.
 pub struct Access {
     pub protocol: Protocol,
@@ -162,12 +193,7 @@ impl Access {
     /// [`MODEL_NOT_SET`] for what is no `provider/model-id`, [`MODEL_NOT_CONFIGURED`] for a provider without address or
     /// key; the message says what to set where.
     pub fn of(model: &str, config: &ModelsConfig, env: &Env) -> Result<Self, CallError> {
-        let named = model.split_once('/').filter(|(provider, id)| !provider.is_empty() && !id.is_empty());
-        let Some((provider, id)) = named else {
-            let shown = shortened(model, SHOWN_CHARS);
-            let rule = format!("`requires.model` in automation.json must be \"provider/model-id\", not {shown:?}");
-            return Err(CallError::new(MODEL_NOT_SET, rule));
-        };
+        let (provider, id) = named(model)?;
         let unset = |message: String| CallError::new(MODEL_NOT_CONFIGURED, message);
         let (settings, usual) = (config.0.get(provider), usual(provider));
         let protocol = usual.map_or(Protocol::Chat, |usual| usual.protocol);
@@ -179,15 +205,7 @@ impl Access {
                 None => (usual.base_url.to_owned(), usual.keys, String::new()),
             },
             (None, Some(usual)) => (usual.base_url.to_owned(), usual.keys, String::new()),
-            (None, None) => {
-                return Err(unset(format!(
-                    "{}: `requires.model` may name one of {}, or any OpenAI-compatible endpoint that `[models.{}]` in \
-                     dirigent.toml sets with `base_url` and `api_key_env`",
-                    unknown(config, provider),
-                    USUAL.iter().map(|usual| usual.name).collect::<Vec<_>>().join(", "),
-                    shortened(provider, SHOWN_CHARS),
-                )));
-            }
+            (None, None) => return Err(no_provider(config, provider)),
         };
         let mut base_url = checked_url(&base_url).map_err(|why| unset(format!("{source}: {why}")))?;
         let habits = HABITS.iter().filter(|(of, _)| *of == protocol).flat_map(|(_, endings)| *endings);

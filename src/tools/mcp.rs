@@ -40,7 +40,8 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 use self::connection::{Failed, Setup};
-use self::file::{FILE, Servers, Spec, Unusable};
+pub use self::file::FILE;
+use self::file::{Servers, Spec, Unusable};
 use self::server::Server;
 use self::strays::Owner;
 pub use self::watched::RunLog;
@@ -122,6 +123,14 @@ pub fn file_problems(root: &Path) -> Vec<Problem> {
         Ok(None) => Vec::new(),
         Ok(Some(Ok(servers))) => servers.into_problems(),
         Ok(Some(Err(problem))) | Err(problem) => vec![*problem],
+    }
+}
+
+/// The names in the file, of servers that cannot be used as well; `None` when the file cannot be read as a whole.
+pub fn server_names(root: &Path) -> Option<Vec<String>> {
+    match file::read(&root.join(FILE)).ok()? {
+        None => Some(Vec::new()),
+        Some(bytes) => Some(file::parse(&bytes).ok()?.entries.into_keys().collect()),
     }
 }
 

@@ -355,6 +355,35 @@ async fn a_client_that_goes_leaves_no_run_of_its_own_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn references_that_lead_nowhere_are_told_before_anything_runs() {
+    let root = Root::new();
+    root.automation("a/notify", "", "export default () => {};");
+    root.write("mcp.json", r#"{"mcpServers": {"mail": {"command": "no-such-program"}}}"#);
+    let (_child, client) = stdio(&root).await;
+    let manifest = json!({
+        "name": "n",
+        "prompt": "p",
+        "generated": { "by": "t", "at": "now" },
+        "requires": { "mcps": ["mial"], "model": "nobody/model" },
+        "onFailure": "notfy",
+    });
+    let draft = json!({ "handle": "a/x", "manifest": manifest, "handler": "export default () => {};" });
+    for tool in ["validate_manifest", "write_automation"] {
+        let told = call(&client, tool, draft.clone()).await.structured_content.expect("an answer");
+        let mut found: Vec<(&str, &str)> = told["problems"]
+            .as_array()
+            .expect("problems")
+            .iter()
+            .map(|problem| (problem["field"].as_str().expect("a field"), problem["severity"].as_str().expect("one")))
+            .collect();
+        found.sort_unstable();
+        let expected = ["onFailure", "requires.mcps[0]", "requires.model"].map(|field| (field, "warning"));
+        assert_eq!(found, expected, "{tool}: {told:#}");
+        assert!(told.to_string().contains("did you mean"), "{told:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_may_come_and_go_beneath_a_client() {
     let root = Root::new();
     root.automation("a/quick", "", "export default () => ({ output: 1 });");

@@ -126,6 +126,7 @@ fn manifests_of_the_guide_are_good_or_wrong_as_it_says() {
 fn handlers_of_the_guide_are_good_or_wrong_as_it_says() {
     let root = Root::new();
     write_examples(&root);
+    root.write("dirigent.toml", "[models.local]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
     assert_eq!(problems(&root), [], "the examples have no problems");
 
     let shown: Vec<Block> = blocks()

@@ -198,6 +198,33 @@ fn scaffolds_and_the_guide_fit_the_types() {
     assert!(told.contains("Property 'fetch' does not exist on type 'State'"), "{told}");
 }
 
+/// Without the DOM's types an editor does not complete what a handler has not got.
+#[test]
+#[ignore = "needs TypeScript: npm ci --prefix tests/types"]
+fn the_types_need_no_dom() {
+    let root = Root::new();
+    root.write("ctx.d.ts", CTX_TYPES);
+    let handler = |body: &str| {
+        let head = "// @ts-check\n/** @type {import('./ctx').Handler} */\nexport default async ({ ctx, log }) => {\n";
+        root.write("handler.js", &format!("{head}{body}\n}};\n"));
+        let project = project(&root);
+        let text = std::fs::read_to_string(&project).expect("the settings");
+        let mut settings: Value = serde_json::from_str(&text).expect("JSON");
+        settings["compilerOptions"]["lib"] = json!(["es2022"]);
+        root.write("tsconfig.json", &settings.to_string());
+        tsc(&project)
+    };
+    let signal = "ctx.abortSignal.addEventListener('abort', () => log.warn(ctx.abortSignal.reason), { once: true });";
+    passes(&handler(&format!("{signal}\nctx.abortSignal.throwIfAborted();")));
+    for (body, told) in [
+        ("await fetch('https://example.com');", "Cannot find name 'fetch'"),
+        ("return ctx.abortSignal.abrted;", "Property 'abrted' does not exist"),
+    ] {
+        let output = handler(body);
+        assert!(String::from_utf8_lossy(&output.stdout).contains(told), "{output:?}");
+    }
+}
+
 /// Runs a script of `tests/types`.
 fn script(name: &str, args: &[&Path]) -> Output {
     let folder = repository().join("tests/types");

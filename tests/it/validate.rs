@@ -48,6 +48,7 @@ fn handlers_queries_and_actions_are_read_with_their_manifests() {
     std::fs::write(root.join("shop/automations/bytes/handler.js"), latin).expect("a file");
     root.automation("shop/good", "", "export default async () => ({ summary: 'x' });\n");
     root.write("shop/app.json", "{}");
+    root.write("mcp.json", r#"{"mcpServers": {"mail": {"command": "mail-server"}}}"#);
     root.write("shop/queries/list.js", "export default async ({ db }) => db.query('select 1');\n");
     root.write("shop/actions/add.js", "export default async ({ ctx, body }) => ({ body });\n");
     let all = [
@@ -76,6 +77,47 @@ fn handlers_queries_and_actions_are_read_with_their_manifests() {
     ] {
         assert_eq!(validate(&root, paths), (expected, code), "{paths:?}");
     }
+}
+
+/// What lies beside the apps is judged with the whole root, and alone.
+#[test]
+fn settings_and_references_are_read_with_the_root() {
+    let root = Root::new();
+    let handler = "export default async () => {};\n";
+    root.automation("a/x", r#""requires": {"tools": ["mial.send"], "model": "opnai/x"}, "onFailure": "gone""#, handler);
+    root.automation("a/y", r#""requires": {"mcps": ["mail", "web"]}"#, handler);
+    root.write("mcp.json", "{\n  \"mcpServers\": {\n    \"mail\": {\"command\": 5},\n    \"web\": {}\n  }\n}\n");
+    let codes = |paths: &[&str]| {
+        let args: Vec<&str> = ["--json", "validate"].iter().chain(paths).copied().collect();
+        let output = root.command(&args).current_dir(root.path()).output().expect("the program runs");
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+        let text = |problem: &Value, key: &str| problem[key].as_str().unwrap_or_default().to_owned();
+        let line = |problem: &Value| {
+            let at = format!("{}:{}", text(problem, "path"), problem["line"]);
+            format!("{at} {} {} {}", text(problem, "severity"), text(problem, "code"), text(problem, "field"))
+        };
+        let problems: Vec<String> = told["problems"].as_array().expect("problems").iter().map(line).collect();
+        (problems, output.status.code())
+    };
+    let of_x: Vec<String> = [
+        "warning unknown_mcp_server requires.tools[0]",
+        "warning model_not_configured requires.model",
+        "warning invalid_on_failure onFailure",
+    ]
+    .map(|told| format!("a/automations/x/automation.json:5 {told}"))
+    .to_vec();
+    let of_servers =
+        ["mcp.json:3 error invalid_field mcpServers.mail.command", "mcp.json:4 error missing_field mcpServers.web"];
+    let of_servers = of_servers.map(str::to_owned).to_vec();
+    assert_eq!(codes(&["a/x"]), (of_x.clone(), Some(0)));
+    assert_eq!(codes(&["a/y"]), (vec![], Some(0)), "an entry that is wrong is there all the same");
+    assert_eq!(codes(&["mcp.json"]), (of_servers.clone(), Some(1)));
+    assert_eq!(codes(&[]), ([of_x, of_servers].concat(), Some(1)));
+    root.write("mcp.json", "{");
+    root.write("dirigent.toml", "modles = 5\n");
+    let broken = |problems: &[&str]| (problems.iter().map(|told| (*told).to_owned()).collect::<Vec<_>>(), Some(1));
+    assert_eq!(codes(&["mcp.json"]), broken(&["mcp.json:1 error invalid_json "]));
+    assert_eq!(codes(&["dirigent.toml"]), broken(&["dirigent.toml:null error bad_config "]));
 }
 
 /// What the parser accepts and V8 refuses, and what ends the parser, is told as it is.
@@ -117,7 +159,16 @@ async fn correct_handlers_have_no_problems_and_run_well() {
         }
     }
     assert!(to_run.len() >= 70, "{}", to_run.len());
+    root.write(
+        "mcp.json",
+        r#"{"mcpServers": {"mail": {"command": "x"}, "calendar": {"command": "x"}, "news": {"command": "x"}}}"#,
+    );
+    root.write("dirigent.toml", "[models.a]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
     assert_eq!(validate(&root, &[]), (vec![], 0));
+    // They run where nobody answers.
+    for file in ["mcp.json", "dirigent.toml"] {
+        std::fs::remove_file(root.join(file)).expect("a file");
+    }
     let daemon = root.daemon().await;
     for handle in to_run {
         let (_, end) = run(&daemon, &handle, None).await;

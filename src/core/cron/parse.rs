@@ -7,12 +7,12 @@
 use super::fields::{Fields, STAR_DAY, STAR_HOUR, STAR_MINUTE, STAR_MONTH, STAR_WEEKDAY, longest_month};
 use super::{CronError, quoted};
 
-struct Field {
+pub(super) struct Field {
     name: &'static str,
-    lowest: u32,
-    highest: u32,
+    pub(super) lowest: u32,
+    pub(super) highest: u32,
     /// The names of `lowest`, `lowest + 1` and so on.
-    names: &'static [&'static str],
+    pub(super) names: &'static [&'static str],
     /// Said when a number is out of range.
     note: &'static str,
 }
@@ -21,9 +21,9 @@ const MONTHS: &[&str] = &["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG"
 const WEEKDAYS: &[&str] = &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
 
 /// Sunday's other number.
-const SUNDAY: u32 = 7;
+pub(super) const SUNDAY: u32 = 7;
 
-const FIELDS: [Field; 5] = [
+pub(super) const FIELDS: [Field; 5] = [
     Field { name: "minute", lowest: 0, highest: 59, names: &[], note: "`0` is the full hour" },
     Field { name: "hour", lowest: 0, highest: 23, names: &[], note: "`0` is midnight, `12` is noon" },
     Field { name: "day-of-month", lowest: 1, highest: 31, names: &[], note: "days of the month count from `1`" },

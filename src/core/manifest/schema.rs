@@ -3,17 +3,17 @@
 //! It accepts what [`fn@super::parse`] accepts and refuses what that refuses, so far as JSON Schema can say it. Beyond
 //! it are:
 //!
-//! - whether a cron text of five fields means something, and ever matches;
-//! - whether a time zone exists;
+//! - whether a cron text ever matches;
 //! - whether a webhook's `filter` compiles: its patterns, its references, another draft;
 //! - what is wrong with the text before it is JSON: its size, its encoding, its depth;
 //! - all that is only a warning: fields that nobody knows, names that stand twice, `max` with a mode that has none.
 //!
-//! `schema_tests.rs` compares the two, and lists the first three again.
+//! `schema_tests.rs` compares the two, and lists the first two again.
 
 use serde_json::{Value, json};
 
 use super::{CatchUp, ConcurrencyMode, VerifyScheme, limits};
+use crate::core::cron;
 use crate::fire::{AppId, AutomationId};
 
 const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -90,7 +90,7 @@ pub fn json_schema() -> Value {
         },
         "if": { "not": { "required": ["triggers"] } },
         "then": { "properties": { "trigger": { "$ref": "#/$defs/trigger" } } },
-        "$defs": { "trigger": trigger(), "cron": cron(), "webhook": webhook(), "verify": verify() },
+        "$defs": { "trigger": trigger(), "cron": cron_trigger(), "webhook": webhook(), "verify": verify() },
     })
 }
 
@@ -225,20 +225,23 @@ fn trigger() -> Value {
     })
 }
 
-fn cron() -> Value {
+fn cron_trigger() -> Value {
+    let (pattern, reversed) = cron::patterns();
+    let reversed: Vec<Value> = reversed.into_iter().map(|pattern| json!({ "pattern": pattern })).collect();
     json!({
         "required": ["expr"],
         "properties": {
             "expr": {
-                "description": "Minute, hour, day of month, month, day of week.",
+                "description": "Minute, hour, day of month, month, day of week. No range may end before it begins, and an \
+                    expression that can never match, such as 0 0 30 2 *, is refused as well.",
                 "type": "string",
-                "pattern": "^[ \\t]*[0-9A-Za-z*?,/-]+([ \\t]+[0-9A-Za-z*?,/-]+){4}[ \\t]*$",
+                "pattern": pattern,
+                "not": { "anyOf": reversed },
                 "examples": ["0 9 * * MON-FRI"],
             },
             "tz": {
-                "description": "An IANA time zone; UTC without it.",
-                "type": "string",
-                "pattern": "^[A-Za-z0-9+_/-]+$",
+                "description": "An IANA time zone by its exact name; UTC without it.",
+                "enum": cron::zone_names(),
                 "examples": ["Europe/Berlin"],
             },
         },

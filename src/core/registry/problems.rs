@@ -3,6 +3,7 @@
 
 use super::{Automation, Registry};
 use crate::core::disk::HandlerFile;
+use crate::core::manifest::Manifest;
 use crate::core::near_name::nearest_handle;
 use crate::fire::{Handle, Problem};
 
@@ -22,7 +23,10 @@ impl Registry {
             ),
             HandlerFile::Unreadable(problem) => problems.push(problem.clone()),
         }
-        problems.extend(self.failure_handler_problem(automation));
+        if let Some(manifest) = automation.manifest.as_ref().filter(|_| automation.valid) {
+            let at = automation.on_failure_at;
+            problems.extend(self.failure_handler_problem(&automation.handle, manifest, at));
+        }
         if let Some(webhook) = automation.webhook() {
             let others: Vec<String> = self
                 .webhooks
@@ -51,14 +55,18 @@ impl Registry {
         problems
     }
 
-    /// An `onFailure` that will fire nothing. A warning: the automation itself runs as well as any.
-    fn failure_handler_problem(&self, automation: &Automation) -> Option<Problem> {
-        let own = &automation.handle;
-        let manifest = automation.manifest.as_ref().filter(|_| automation.valid)?;
+    /// An `onFailure` that will fire nothing. A warning: the automation itself runs as well as any. `at`: line and column
+    /// of what it says.
+    pub fn failure_handler_problem(
+        &self,
+        own: &Handle,
+        manifest: &Manifest,
+        at: Option<(u32, u32)>,
+    ) -> Option<Problem> {
         let target = manifest.on_failure_handle(&own.app)?;
         let problem = |message: String| {
             let problem = Problem::warning("invalid_on_failure", "onFailure", message).in_path(manifest_path(own));
-            match automation.on_failure_at {
+            match at {
                 Some((line, column)) => problem.at(line, column),
                 None => problem,
             }

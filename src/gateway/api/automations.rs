@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -14,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::extract::{NoBody, NoParams, Params, Target};
 use super::{Api, Reply, openapi};
-use crate::core::manifest::MAX_MANIFEST_BYTES;
+use crate::core::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::edit::{self, EditError};
 use crate::fire::{AppId, AutomationId, Handle, Problem};
 use crate::gateway::problem::ProblemDocument;
@@ -200,6 +201,18 @@ impl Api {
         if tokio::time::timeout(SEEN_WITHIN, seen).await.is_err() {
             tracing::debug!(%handle, "the registry has not seen a change of its manifest yet");
         }
+    }
+
+    /// What the registry says of a manifest's `onFailure`, before it has the manifest.
+    pub(in crate::gateway) async fn failure_handler_problem(
+        &self,
+        own: &Handle,
+        manifest: &Arc<Manifest>,
+        at: Option<(u32, u32)>,
+    ) -> Reply<Option<Problem>> {
+        let (own, manifest) = (own.clone(), Arc::clone(manifest));
+        let look = self.daemon.look(move |state| state.registry.failure_handler_problem(&own, &manifest, at));
+        look.await.ok_or_else(ProblemDocument::stopping)
     }
 
     pub(in crate::gateway) async fn not_edited(&self, handle: &Handle, error: &EditError) -> ProblemDocument {

@@ -24,7 +24,7 @@ pub use self::runs::Filter;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch};
@@ -127,6 +127,10 @@ impl Api {
 
     pub fn pool(&self) -> &Pool {
         &self.services().pool
+    }
+
+    pub fn root(&self) -> Arc<Path> {
+        self.services().folders.root()
     }
 
     /// Where an app's code is, or would be.

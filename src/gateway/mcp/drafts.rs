@@ -13,7 +13,7 @@ use crate::edit::{self, EditError, Files, Proposal};
 use crate::fire::{Handle, Problem};
 use crate::gateway::problem::ProblemDocument;
 use crate::handler_check::Contract;
-use crate::inspect::{Subject, inspect};
+use crate::inspect::{Reachable, Subject, inspect};
 
 const DEFAULT_AUTOMATIONS: usize = 100;
 const MAX_AUTOMATIONS: usize = 500;
@@ -154,9 +154,16 @@ impl Builder {
         if let Some(text) = &files.manifest {
             let judged = manifest::propose(text, standing.manifest.as_deref(), &handle.app, proposal.removes_webhook);
             let in_path = |problem: Problem| problem.in_path(format!("{folder}/automation.json"));
-            problems.extend(judged.problems.into_iter().map(in_path));
-            let parsed = manifest::parse(text.as_bytes(), &handle.app).manifest;
-            owner = parsed.map(|manifest| (handle.app.clone(), Arc::new(manifest)));
+            let root = self.api.root();
+            let manifest = text.clone().into_bytes();
+            let astray = self.api.read(move || Reachable::under(&root).problems(&manifest)).await?;
+            problems.extend(judged.problems.into_iter().chain(astray).map(in_path));
+            let parsed = manifest::parse(text.as_bytes(), &handle.app);
+            if let Some(manifest) = parsed.manifest.map(Arc::new) {
+                let unheard = self.api.failure_handler_problem(handle, &manifest, parsed.on_failure_at).await?;
+                problems.extend(unheard);
+                owner = Some((handle.app.clone(), manifest));
+            }
         }
         if let Some(text) = files.handler.filter(|text| text.len() <= MAX_HANDLER_BYTES) {
             let subject = Subject {

@@ -205,8 +205,20 @@ const NAMES: &[&str] = &[
 fn near_misses(name: &str) -> Vec<Value> {
     match name {
         "mcps[]" | "tools[]" | "apps[]" | "required[]" => vec![json!(""), json!(" "), json!(5), json!("a")],
-        "tz" => vec![json!(5), Value::Null, json!(""), json!("UTC")],
-        "expr" => vec![json!(5), Value::Null, json!([]), json!("0 0 1 1 *")],
+        "tz" => vec![json!(5), Value::Null, json!(""), json!("UTC"), json!("utc")],
+        "expr" => vec![
+            json!(5),
+            Value::Null,
+            json!([]),
+            json!("0 0 1 1 *"),
+            json!("0 24 * * *"),
+            json!("5-1 * * * *"),
+            json!("* 9-8 * * *"),
+            json!("* * 2-1 * *"),
+            json!("* * * DEC-jan *"),
+            json!("* * * * SAT-5"),
+            json!("0 0 30 2 *"),
+        ],
         "filter" => vec![json!(5), Value::Null, json!("x"), json!([]), json!({}), json!(false)],
         "triggers" => {
             let webhook = json!({"kind": "webhook", "pending": true});
