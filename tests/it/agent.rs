@@ -222,6 +222,30 @@ async fn a_wait_that_the_run_has_no_time_for_is_told_to_the_handler() {
     daemon.stop(std::time::Duration::ZERO).await;
 }
 
+/// An option with another name is no silent text where a value was meant.
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_that_nobody_reads_are_refused() {
+    let root = Root::new();
+    root.automation(
+        "a/x",
+        r#""requires": {"model": "ollama/m"}"#,
+        "export default async ({ ctx }) => {
+            const told = [];
+            for (const args of [{ prompt: 'x', schema: {} }, { prompt: 5 }, {}, 'x', { prompt: ' ' }]) {
+                await ctx.agent(args).catch((error) => told.push(error.code, error.message));
+            }
+            return { output: { told } };
+        };",
+    );
+    let daemon = root.daemon().await;
+    let (_, end) = run(&daemon, "a/x", None).await;
+    let output: Value = serde_json::from_str(&end.output_json.expect("an output")).expect("JSON");
+    let told: Vec<&str> = output["told"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert_eq!(told.iter().step_by(2).copied().collect::<Vec<_>>(), ["agent_bad_args"; 5], "{told:?}");
+    assert!(told[1].contains("`schema`") && told[1].contains("`json`"), "{told:?}");
+    daemon.stop(std::time::Duration::ZERO).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_however_fine_shows_a_key() {
     const KEY: &str = "sk-very-secret-0123456789";
