@@ -106,6 +106,11 @@ impl From<crate::ledger::LedgerError> for Failure {
     }
 }
 
+/// The settings cannot be read, or are wrong.
+pub fn bad_config(error: crate::config::ConfigError) -> Failure {
+    Failure::failed("bad_config", error.to_string().trim_end()).exit_with(exit::USAGE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,12 +17,12 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::cli::alone::{Held, hold, settle, start_here};
 use crate::cli::client::{Client, told};
-use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::failure::{Failure, Outcome, bad_config, exit};
 use crate::cli::output::note;
 use crate::cli::place::Place;
-use crate::cli::run::{Held, bad_config, hold, settle, start_here};
-use crate::cli::serve::Signals;
+use crate::cli::signals::Signals;
 use crate::config::Config;
 use crate::gateway::api::Api;
 use crate::gateway::mcp::{Builder, BuilderTool, CallTools, Server};

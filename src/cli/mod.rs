@@ -17,8 +17,10 @@
 //! | `webhook` | `webhook provision`, `rotate`, `test` |
 //! | `tools`, `mcp` | `tools`, `mcp` |
 //! | `types` | `types`, `schema`, `completions` |
-//! | `place`, `failure`, `output`, `times`, `usage`, `log` | shared by all of them |
+//! | `alone` | what `run` and `mcp` do without a daemon |
+//! | `place`, `failure`, `output`, `times`, `signals`, `usage`, `log` | shared by all of them |
 
+mod alone;
 mod cancel;
 mod client;
 mod dashboard;
@@ -36,6 +38,7 @@ mod place;
 mod run;
 mod runs;
 mod serve;
+mod signals;
 mod stats;
 mod times;
 mod toggle;

@@ -9,26 +9,22 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
+use crate::cli::alone::{Held, hold, settle, start_here};
 use crate::cli::client::{Accepted, Client, accepted_json};
-use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::failure::{Failure, Outcome, bad_config, exit};
 use crate::cli::follow::{End, Teller};
 use crate::cli::ledgers::Ledgers;
 use crate::cli::output::{document, line, note, warn};
 use crate::cli::place::Place;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::json_depth::{is_too_deep, too_deep};
 use crate::core::{Answer, FireRequest};
-use crate::daemon::home::{self, HomeError, Lock};
-use crate::daemon::{Daemon, Options, Scope, refusal};
+use crate::daemon::{Daemon, refusal};
 use crate::fire::{Handle, RunId, TriggerInfo, TriggerOrigin};
-use crate::isolate;
 use crate::ledger::{self, Reader};
 
-/// Between two tries of a lock that another process holds, and two looks at what still runs.
-const RETRY_EVERY: Duration = Duration::from_millis(100);
-/// A lock that is held for less than this is a look at the lock, or a short run: nothing to speak of.
-const QUIET_WAIT: Duration = Duration::from_millis(500);
+/// Before a stream that broke off is asked for again.
+const RECONNECT_AFTER: Duration = Duration::from_millis(100);
 /// A stream that broke off this often without any news is given up.
 const MOST_BREAKS: u32 = 20;
 
@@ -251,7 +247,7 @@ async fn follow(client: &Client, run: &RunId, teller: &mut Teller) -> Result<End
             return Err(Failure::failed("daemon_silent", format!("the daemon tells nothing more of run {run}"))
                 .hint("`dirigent trace` shows what is recorded"));
         }
-        tokio::time::sleep(RETRY_EVERY).await;
+        tokio::time::sleep(RECONNECT_AFTER).await;
     }
 }
 
@@ -260,58 +256,6 @@ fn daemon_gone(run: &RunId, failure: &Failure) -> Failure {
     Failure::failed("daemon_gone", format!("the daemon went away during run {run}: {}", failure.message))
         .with("runId", run.as_str())
         .hint("its next start records how the run ended; `dirigent trace` shows what is known")
-}
-
-/// Who has the root.
-pub enum Held {
-    Here(Lock),
-    /// A daemon that was just starting.
-    ByDaemon(Place),
-}
-
-/// Takes the root's lock, waiting while another command runs something on it.
-pub async fn hold(place: &Place) -> Result<Held, Failure> {
-    let since = tokio::time::Instant::now();
-    let mut told = false;
-    loop {
-        let pid = match home::lock(&place.root) {
-            Ok(lock) => {
-                // One that a killed daemon left would mislead whoever looks while this process holds the lock.
-                home::retract(&place.root);
-                return Ok(Held::Here(lock));
-            }
-            Err(HomeError::Held { pid, .. }) => pid,
-            Err(error) => return Err(Failure::failed("io", error.to_string())),
-        };
-        let now = Place::find(Some(&place.root), place.data.as_deref(), place.json)?;
-        if now.daemon.as_ref().is_some_and(|daemon| daemon.pid.to_string() == pid) {
-            return Ok(Held::ByDaemon(now));
-        }
-        if !told && since.elapsed() > QUIET_WAIT {
-            told = true;
-            note(format_args!("waiting: another dirigent (pid {pid}) runs something on {}", place.root.display()));
-        }
-        tokio::select! {
-            () = tokio::time::sleep(RETRY_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => return Err(Failure::failed("interrupted", "nothing was run")),
-        }
-    }
-}
-
-/// A daemon that does what it is asked to, in this process. For runs, the root's lock must be held.
-///
-/// # Errors
-/// `bad_config`, `start`.
-pub async fn start_here(place: &Place, config: Config) -> Result<Daemon, Failure> {
-    let options = Options {
-        root: place.root.clone(),
-        data: place.data.clone(),
-        config,
-        clock: Clock::Real,
-        program: isolate::own_program(),
-        scope: Scope::Asked,
-    };
-    Daemon::start(options).await.map_err(|error| Failure::failed("start", error.to_string()))
 }
 
 async fn in_process(place: &Place, fire: Fire) -> Outcome {
@@ -324,10 +268,6 @@ async fn in_process(place: &Place, fire: Fire) -> Outcome {
     }
     daemon.stop(Duration::ZERO).await;
     told
-}
-
-pub fn bad_config(error: crate::config::ConfigError) -> Failure {
-    Failure::failed("bad_config", error.to_string().trim_end()).exit_with(exit::USAGE)
 }
 
 async fn tell_in_process(place: &Place, daemon: &Daemon, fire: Fire) -> Outcome {
@@ -404,26 +344,6 @@ fn refused(daemon: &Daemon, handle: &Handle, answer: Answer) -> Failure {
             None => Failure::failed("ledger", message),
         },
         _ => Failure::failed("refused", message),
-    }
-}
-
-/// Waits for what the run has set off, such as its failure handler. A retry that is due later is left to a daemon.
-pub async fn settle(daemon: &Daemon) {
-    loop {
-        let Some(((in_use, _), (ready, waiting))) = daemon.look(|state| state.load()).await else {
-            return;
-        };
-        if in_use + ready + waiting == 0 {
-            break;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(RETRY_EVERY / 5) => {}
-            _ = tokio::signal::ctrl_c() => return,
-        }
-    }
-    let left = daemon.look(|state| state.open_runs().count()).await.unwrap_or_default();
-    if left > 0 {
-        note("a retry is recorded; the next daemon on this root runs it");
     }
 }
 

@@ -18,11 +18,11 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::oneshot;
 
 use crate::cli::dashboard;
-use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::failure::{Failure, Outcome, bad_config, exit};
 use crate::cli::new::write_schema;
 use crate::cli::output::{count, json_line, line, shown};
 use crate::cli::place::{Place, absolute, check_root};
-use crate::cli::run::bad_config;
+use crate::cli::signals::Signals;
 use crate::cli::times::duration;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -364,44 +364,6 @@ fn log_event(event: &RunEvent, started: &mut HashMap<RunId, EpochMs>) {
             }
         }
         _ => {}
-    }
-}
-
-/// SIGINT and SIGTERM; where there are no signals, Ctrl-C.
-pub struct Signals {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    pub fn listen() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| signal(kind).map_err(|error| Failure::io("signals", &error));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Signals {
-    pub fn listen() -> Result<Self, Failure> {
-        Ok(Self {})
-    }
-
-    pub async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // Nobody can tell it to stop this way; it is killed instead.
-            std::future::pending::<()>().await;
-        }
     }
 }
 

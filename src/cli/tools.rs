@@ -5,10 +5,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::cli::client::{Catalog, Client};
-use crate::cli::failure::{Failure, Outcome, exit};
+use crate::cli::failure::{Failure, Outcome, bad_config, exit};
 use crate::cli::output::{BAD, Cell, DIM, Table, count, document, line, note, problem, shortened, warn};
 use crate::cli::place::Place;
-use crate::cli::run::bad_config;
 use crate::config::Config;
 use crate::fire::Problem;
 use crate::tools::Builtin;
